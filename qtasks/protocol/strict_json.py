@@ -60,7 +60,7 @@ def loads(
         raise ValueError("invalid JSON: starts with a byte order mark")
     if data.count(b"[") + data.count(b"{") > max_depth and _is_deeper(data, max_depth):
         raise ValueError(f"invalid JSON: nested deeper than {max_depth} levels")
-    if max_values is not None and data.count(b",") >= max_values and _outside_strings(data).count(b",") >= max_values:
+    if max_values is not None and data.count(b",") >= max_values and outside_strings(data).count(b",") >= max_values:
         raise ValueError(f"invalid JSON: more than {max_values} values")
     if "\\u" in text:
         _refuse_bad_escapes(text)
@@ -102,7 +102,7 @@ def _nests_deeper(value: object, levels: int) -> bool:
 
 def _is_deeper(data: bytes, levels: int) -> bool:
     """True if brackets outside strings nest deeper than `levels`. Fast, because a body may have a million brackets."""
-    brackets = _outside_strings(data).translate(_OPEN_AND_CLOSE, _NO_BRACKETS)
+    brackets = outside_strings(data).translate(_OPEN_AND_CLOSE, _NO_BRACKETS)
     while levels > 0:
         size, brackets = len(brackets), brackets.replace(b"[]", b"")  # removes the innermost level only
         levels -= 1
@@ -116,7 +116,7 @@ def _is_deeper(data: bytes, levels: int) -> bool:
     return False
 
 
-def _outside_strings(data: bytes) -> bytes:
+def outside_strings(data: bytes) -> bytes:
     """What of a JSON text lies outside its strings."""
     # Without escapes, every second piece between quotation marks lies outside a string. (A backslash outside
     # a string makes the count after it wrong, but the parser stops at that backslash.)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +184,23 @@ def test_streams_are_bounded(running: RunningBroker) -> None:
     answer = httpx.get(f"{running.url}/console/api/events")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
     assert json.loads(answer.text) == {"error": "too many pages listen to events"}
+    for client in clients:
+        client.close()
+
+
+def test_streams_that_begin_in_the_same_moment_are_bounded(running: RunningBroker, streams: list[LiveEvents]) -> None:
+    port = int(running.url.rpartition(":")[2])
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(MOST_STREAMS + 40)]
+    assert httpx.get(f"{running.url}/healthz").status_code == 200, "the connections before it are accepted"
+    sent = threading.Event()
+    running._loop.call_soon_threadsafe(sent.wait)
+    for client in clients:
+        client.sendall(b"GET /console/api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    sent.set()
+    for client in clients:
+        assert client.recv(1)
+    [live] = [each for each in streams if each._streams]
+    assert len(live._streams) <= MOST_STREAMS
     for client in clients:
         client.close()
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -23,8 +24,9 @@ from qtasks.broker.settings import DEV_CREDENTIALS
 from qtasks.protocol.messages import MAX_BODY
 from tests.support.api_client import LATER, ApiClient
 from tests.support.loop_lag import WatchedBroker, watched_broker
+from tests.support.manifests import DESCRIBED
 from tests.support.process import soon
-from tests.support.running import Endpoint
+from tests.support.running import Answer, Endpoint, Received
 
 HELD_CPU_S = 0.1
 """Longest time that the loop's thread may work without a turn for others, seconds, also beside a second test."""
@@ -68,7 +70,7 @@ class Target:
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     database = tmp_path_factory.mktemp("hostile") / "broker.db"
-    endpoint = Endpoint()
+    endpoint = Endpoint(hostile_answer)
     with watched_broker(database) as broker:
         yield Target(broker, database, endpoint)
     endpoint.close()
@@ -147,6 +149,32 @@ def delete_by_a_filter_that_matches_nothing(target: Target) -> None:
     assert json.loads(target.ask("DELETE", "/v2/dlq?callerIp=192.0.2.1")) == {"deleted": 0}
 
 
+def tasks_and_call_of_a_hostile_application(target: Target) -> None:
+    prefix = f"{target.endpoint.url}/qtasks"
+    task = {"Qtasks_Interrupted_For": "1h", "Qtasks_End_Callback": f"{prefix}/_end?task=work&call=call_1"}
+    message = target.ask("POST", f"/v2/publish/{prefix}/work", b"{}", Upstash_Delay="1d", **task)
+
+    def told() -> list[dict[str, Any]]:
+        dispatchers: list[dict[str, Any]] = json.loads(target.ask("GET", "/console/api/tasks"))["dispatchers"]
+        return dispatchers
+
+    soon(lambda: told() != [], "the console has counted the message", within_s=60)
+    assert len(told()[0]["manifest"]["tasks"]) == 2
+    target.ask("GET", "/console/api/drift")
+    call = json.loads(target.ask("GET", f"/console/api/messages/{json.loads(message)['messageId']}/call"))
+    assert "values" in call["error"]
+
+
+def hostile_answer(received: Received) -> Answer:
+    """As large as an answer may be, and of as many values."""
+    task = {**DESCRIBED, "headers": [[]] * 45_000}
+    if received.path.endswith("/_manifest"):
+        return 200, {}, json.dumps({"v": 1, "tasks": [task, task]}, separators=(",", ":")).encode()
+    flow = {"id": "f", "state": "s", "sequence": [{"collect": "", "members": [[]] * 300_000}]}
+    report = json.dumps({"v": 1, "results": True, "call": None, "flow": flow}, separators=(",", ":"))
+    return 200, {}, report.encode() if received.path.endswith("/_call") else b""
+
+
 def fill_dead_letters(target: Target) -> None:
     """Store a million dead letters, once: a second program writes them, which holds the lock of the file."""
     with contextlib.closing(apsw.Connection(str(target.database))) as db:
@@ -175,6 +203,7 @@ ATTACKS = (
     json_of_many_values,
     deduplication_by_content,
     delete_by_a_filter_that_matches_nothing,
+    tasks_and_call_of_a_hostile_application,
 )
 
 LONG_WRITES: dict[Callable[[Target], None], int] = {group_of_thousands: 4000, large_batch: 1000}

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from qtasks import QTasks, TaskContext, injected
-from qtasks.broker.console.manifests import FRESH_S, Manifests
+from qtasks.broker.console.manifests import FRESH_S, MAX_TASKS, MAX_VALUES, Manifests
 from qtasks.broker.console.signed_questions import DispatcherQuestions
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure
@@ -244,6 +244,8 @@ async def test_the_broker_signs_its_question_and_asks_again_after_a_while() -> N
         (Response(status=200, body=b'{"v":2,"tasks":[]}'), "version 2"),
         (Response(status=200, body=b'{"v":1,"package":{},"tasks":[]}'), "not a manifest"),
         (Response(status=200, body=b'{"v":1,"tasks":[]}', truncated=True), "too large"),
+        (Response(status=200, body=b'{"v":1,"tasks":[' + b"{}," * MAX_TASKS + b"{}]}"), f"more than {MAX_TASKS} tasks"),
+        (Response(status=200, body=b'{"v":1,"tasks":[[' + b"[]," * MAX_VALUES + b"[]]]}"), "values"),
     ],
 )
 async def test_what_is_no_manifest_is_a_sentence(outcome: Response | Failure, error: str) -> None:

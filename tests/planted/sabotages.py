@@ -23,6 +23,7 @@ class Sabotage:
 
 _STORE: Final = "qtasks/broker/store"
 _VERBS: Final = f"{_STORE}/verbs"
+_CONSOLE: Final = "qtasks/broker/console"
 _COMMIT: Final = "a failed commit is answered as success"
 _UNVERIFIED: Final = "a delivery with a wrong signature runs"
 _STALE: Final = "a stale claim settles the attempt of another"
@@ -752,5 +753,62 @@ SABOTAGES: Final = (
         "run_in_transaction(db, _mark)",
         "pass",
         "tests/store/test_foreign_databases.py",
+    ),
+    # -- the console
+    Sabotage(
+        "a change needs nothing that only a page of the console knows",
+        f"{_CONSOLE}/same_origin.py",
+        "if request.method in SAFE_METHODS:\n        return\n    received",
+        "if request.method:\n        return\n    received",
+        "tests/integration/test_console_access.py",
+    ),
+    Sabotage(
+        "a page of another origin reads the console",
+        f"{_CONSOLE}/same_origin.py",
+        'if site != "same-origin" and not',
+        "if False and not",
+        "tests/integration/test_console_access.py",
+    ),
+    Sabotage(
+        "a viewer acts in the console",
+        f"{_CONSOLE}/view_table.py",
+        "if view.right is Right.ACT and viewer.role is not Role.OPERATOR:",
+        "if False:",
+        "tests/integration/test_console_access.py",
+    ),
+    Sabotage(
+        "a token without payloads reads them through the API of the page",
+        f"{_CONSOLE}/console.py",
+        "if visitor.viewer.role is Role.METADATA:",
+        "if False:",
+        "tests/integration/test_console_access.py",
+    ),
+    Sabotage(
+        "a page sees the events of another account",
+        f"{_CONSOLE}/live_events.py",
+        "if stream.viewer.account != message.account:",
+        "if False:",
+        "tests/integration/test_console_events.py",
+    ),
+    Sabotage(
+        "the outcome of a bundle has header lines without end",
+        "qtasks/broker/core/bundle_lines.py",
+        "if len(read.headers) > MAX_HEADERS or (",
+        "if False and (",
+        "tests/unit/broker/test_bundles.py",
+    ),
+    Sabotage(
+        "a manifest of very many values is read",
+        f"{_CONSOLE}/manifests.py",
+        "strict_json.loads(answer, max_values=MAX_VALUES, big_integers=True)",
+        "strict_json.loads(answer, big_integers=True)",
+        "tests/integration/test_manifest.py",
+    ),
+    Sabotage(
+        "an assistant reads secrets that nobody has looked for",
+        f"{_CONSOLE}/assistant_text.py",
+        "if self._is_known else _UNKNOWN",
+        "if True else _UNKNOWN",
+        "tests/unit/broker/test_assistant_text.py",
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import orjson
@@ -14,6 +14,8 @@ from qtasks.protocol import strict_json, wire
 from qtasks.protocol.headers import NOTE_HEADER
 from qtasks.protocol.messages import Headers
 from qtasks.threads import DaemonThreadPool
+
+T = TypeVar("T")
 
 MAX_VALUES: Final = 1000
 """Limit for the values of one filter."""
@@ -171,9 +173,14 @@ async def read_json(
 
     `big_integers` permits integers beyond 2^53. HttpError 400 if it is not valid JSON.
     """
-    if len(data) <= _SHORT_JSON:
-        return _read_json(data, then, big_integers)
-    return await asyncio.get_running_loop().run_in_executor(_LARGE_JSON, _read_json, data, then, big_integers)
+    return await read_large(len(data), lambda: _read_json(data, then, big_integers))
+
+
+async def read_large(size: int, read: Callable[[], T]) -> T:
+    """What `read` returns, which reads `size` bytes of JSON: on a thread if they are many, so that others go on."""
+    if size <= _SHORT_JSON:
+        return read()
+    return await asyncio.get_running_loop().run_in_executor(_LARGE_JSON, read)
 
 
 def _read_json(data: bytes, then: Callable[[Any], Any], big_integers: bool) -> Any:

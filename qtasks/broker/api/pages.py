@@ -69,22 +69,28 @@ async def page_response(
 async def _page(
     store: Store, read: ReadSlice, names: Sequence[str], count: int, first: PageSlice
 ) -> AsyncIterator[bytes]:
-    """The JSON of a page in pieces. The slices after the first are read again for each further name."""
+    """The JSON of a page in pieces. The slices after the first are read again for each further name.
+
+    It holds the first slice, whose place is not known by a cursor, and one other.
+    """
     bounds = [(first.begin, first.count)]
-    last = first
     yield b'{"%s":[%s' % (names[0].encode(), first.json)
-    size, rest = len(first.json), count - first.count
-    while last.next_cursor is not None and rest > 0 and size < PAGE_BYTES:
-        last = await store.read_long(read, last.next_cursor, rest)
+    size, rest, cursor = len(first.json), count - first.count, first.next_cursor
+    while cursor is not None and rest > 0 and size < PAGE_BYTES:
+        last = await store.read_long(read, cursor, rest)
         bounds.append((last.begin, last.count))
-        size, rest = size + len(last.json), rest - last.count
-        yield b",%s" % last.json if last.json else b""
+        size, rest, cursor = size + len(last.json), rest - last.count, last.next_cursor
+        if last.json:
+            yield b","
+            yield last.json
     for name in names[1:]:
         yield b'],"%s":[%s' % (name.encode(), first.json)
         for begin, items in bounds[1:]:
             again = await store.read_long(read, begin, items)
-            yield b",%s" % again.json if again.json else b""
-    yield b"]}" if last.next_cursor is None else b'],"cursor":%s}' % orjson.dumps(last.next_cursor)
+            if again.json:
+                yield b","
+                yield again.json
+    yield b"]}" if cursor is None else b'],"cursor":%s}' % orjson.dumps(cursor)
 
 
 async def array_response(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
-from qtasks.broker.api.api_request import ApiRequest, HttpError, read_object
+from qtasks.broker.api.api_request import ApiRequest, HttpError, read_json
 from qtasks.broker.api.auth import Principal, Tokens, TokenScope, digest_in_header
 from qtasks.broker.console import same_origin
 from qtasks.broker.console.console_context import Role, Viewer
@@ -27,6 +27,8 @@ USER_HEADER: Final = "Qtasks-Console-User"
 _COOKIE: Final = "qtasks_session"
 _COOKIES_TRIED: Final = 4
 """Cookies of that name that are looked up at most: one of another folder or domain may stand before the right one."""
+_LARGEST_SIGN_IN: Final = 16 * 1024
+"""Bytes of the body of a sign-in at most."""
 _LONGEST: Final = 100
 """Characters of a session id, and of the name of a user, at most."""
 
@@ -88,7 +90,7 @@ class Access:
         address = request.client_ip
         if (wait_s := self._wrong.wait_s(address)) > 0:
             raise HttpError(429, f"too many wrong tokens: try again in {wait_s} s", (("Retry-After", str(wait_s)),))
-        token = (await read_object(request)).get("token")
+        token = await _token_in(request)
         principal = await self._tokens.owner(token.strip()) if isinstance(token, str) else None
         if principal is None or not isinstance(token, str):
             self._wrong.add(address)
@@ -120,6 +122,14 @@ def _sender(principal: Principal, request: ApiRequest) -> Actor:
         return principal.actor
     user = unquote(name, errors="replace").replace("\x00", "\ufffd")[:_LONGEST]
     return Actor(f"{user} ({principal.actor.name})" if user else principal.actor.name, CONSOLE)
+
+
+async def _token_in(request: ApiRequest) -> object:
+    """What the body of a sign-in, which a stranger may send, says the token is. HttpError 400 and 413."""
+    value = await read_json(await request.read_body(_LARGEST_SIGN_IN))
+    if not isinstance(value, dict):
+        raise HttpError(400, "expected a JSON object")
+    return value.get("token")
 
 
 def _cookie_name(request: ApiRequest) -> str:

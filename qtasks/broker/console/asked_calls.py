@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from qtasks.broker.api.api_request import read_large
 from qtasks.broker.console.answer_forms import BOOL, INT, NUMBER, TEXT, list_of, object_of, optional
 from qtasks.broker.console.signed_questions import DispatcherQuestions, KeptAnswers, Refusal
 from qtasks.protocol import strict_json
@@ -18,6 +19,8 @@ FRESH_S: Final = 0.5
 """Seconds for which an answer is used again."""
 _DEPTH: Final = 64
 """How deep an answer may be nested: each group of a flow inside another one has three levels."""
+MAX_VALUES: Final = 20_000
+"""JSON values of an answer at most. A dispatcher tells only a part of a long flow."""
 
 
 class CallAnswer(NamedTuple):
@@ -50,14 +53,15 @@ class AskedCalls:
         if isinstance(content, Refusal):
             return CallAnswer(prefix, None, content.text, now_ms)
         try:
-            return CallAnswer(prefix, read_report(content), None, now_ms)
+            report = await read_large(len(content), lambda: read_report(content))
+            return CallAnswer(prefix, report, None, now_ms)
         except ValueError as error:
             return CallAnswer(prefix, None, f"its answer cannot be read: {error}", now_ms)
 
 
 def read_report(content: bytes) -> CallReport:
     """An answer of the right form, without members that are not known here. Raises ValueError."""
-    document = strict_json.loads(content, max_depth=_DEPTH, big_integers=True)
+    document = strict_json.loads(content, max_depth=_DEPTH, max_values=MAX_VALUES, big_integers=True)
     if not isinstance(document, dict) or not isinstance(document.get("results"), bool):
         raise ValueError("it does not say what is known of the call")
     if document.get("v") != VERSION:

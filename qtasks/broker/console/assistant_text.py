@@ -19,7 +19,7 @@ from typing import Any, Final
 from qtasks.broker.console.manifest_reader import DescribedTask
 from qtasks.broker.core.observed import error_texts
 from qtasks.masking import MASK, mask_pairs, mask_values, masked, masked_text, secrets_in
-from qtasks.protocol.dispatcher_questions import SourceFrame
+from qtasks.protocol.dispatcher_questions import MAX_PLACES, SourceFrame
 from qtasks.user_frames import read_place
 
 Facts = dict[str, Any]
@@ -37,6 +37,18 @@ _MAX: Final = {
     "source": 5_000,
 }
 """Bytes of each part."""
+_READ: Final = 256 * 1024
+"""Characters of a body, an answer or a docstring that are read; a longer one is left out. To find the secrets in a text
+keeps the interpreter for some tens of milliseconds then."""
+_ERROR_READ: Final = 64 * 1024
+"""Characters of an answer in which its error is looked for."""
+_MOST_VALUES: Final = 50_000
+"""Values of a body in which secrets are looked for, about."""
+_MOST_SECRETS: Final = 100
+"""Secret values that are looked for in every text."""
+_TOO_LONG: Final = f"(left out: it has more than {_READ // 1024} KiB)"
+_UNKNOWN: Final = "(left out: the message has too many values to find the secret ones)"
+"""In place of every text from outside, which may contain any of them."""
 _SHORT: Final = 400
 """Arguments with more characters are not written a second time."""
 _RUN: Final = re.compile(r"`+")
@@ -85,8 +97,8 @@ def write(recorded: Recorded) -> str:
 def places_of(message: Facts) -> list[str]:
     """Where in the user's code the last failed attempt was raised, as its answer tells it."""
     answers = [attempt["response"] for attempt in message["attempts"] if attempt["error"] is not None]
-    body = (answers[-1] or {}).get("body") if answers else None
-    return error_texts.places_in(body and body.encode())
+    body = _short((answers[-1] or {}).get("body")) if answers else None
+    return error_texts.places_in((body or "").encode())[-MAX_PLACES:]
 
 
 class _Writer:
@@ -97,12 +109,18 @@ class _Writer:
         self._message: Facts = recorded.message["message"]
         self._attempts: list[Facts] = recorded.message["attempts"]
         self.row: Facts = recorded.message["row"]
-        body = _json(self._message.get("body"))
+        text = self._message.get("body") or ""
+        self._is_long = len(text) > _READ
+        has_many = text.count(",") > _MOST_VALUES
+        body = None if has_many else _json(text)
         self._call: Facts = body if self.row["task"] and isinstance(body, dict) and "v" in body else {}
         self._named = self._named_arguments()
-        self._shown = _masked(self._call.get("kwargs") if self._named is None else self._named)
+        arguments = self._call.get("kwargs") if self._named is None else self._named
+        self._shown = None if self._is_long else _masked(arguments)
         secrets = secrets_in([self._named, body, self._message.get("header")])
         self._secrets = sorted({secret for secret in secrets if len(str(secret)) > 1}, key=str)
+        self._is_known = not has_many and len(self._secrets) <= _MOST_SECRETS
+        """True if it is known which values are secret."""
 
     def _named_arguments(self) -> Facts | None:
         """The arguments by name; None if they cannot be read, or if the names of those by position are unknown."""
@@ -118,7 +136,7 @@ class _Writer:
 
     def _clean(self, text: str) -> str:
         """A text from outside without secrets. It is not cut yet: a part of a secret would not be recognised."""
-        return mask_values(mask_pairs(text), self._secrets)
+        return mask_values(mask_pairs(text), self._secrets) if self._is_known else _UNKNOWN
 
     def inline(self, text: str) -> str:
         """A text in one line, as code that nothing in it ends."""
@@ -147,7 +165,7 @@ class _Writer:
         """Where in the user's code the last error was raised, if its application has told it."""
         if places := places_of(self._recorded.message):
             lines = [line for place in places for line in (place, *self._source_lines(place))]
-            yield _block("Traceback, the innermost frame last", self._clean("\n".join(lines)), "source")
+            yield _block("Traceback, the innermost frame last", self._clean(_short("\n".join(lines)) or ""), "source")
 
     def _source_lines(self, place: str) -> Iterator[str]:
         """The lines of code around a place, with their numbers; the one of the place is marked."""
@@ -159,7 +177,8 @@ class _Writer:
 
     def _error_of(self, attempt: Facts) -> str:
         body = (attempt["response"] or {}).get("body")
-        return error_texts.text_of(attempt["error"], body and body.encode(), is_task=self.row["task"] is not None)
+        read = body and body[:_ERROR_READ].encode()
+        return error_texts.text_of(attempt["error"], read, is_task=self.row["task"] is not None)
 
     def attempts(self) -> Iterator[tuple[str, str]]:
         if len(self._attempts) > _ATTEMPTS:
@@ -173,7 +192,7 @@ class _Writer:
     def answer(self) -> Iterator[str]:
         """The last answer, if it is not that of a dispatcher, whose error is shown already."""
         answered = [attempt["response"] for attempt in self._attempts if attempt["response"]]
-        body = answered[-1].get("body") if answered else None
+        body = _short(answered[-1].get("body")) if answered else None
         if body and not (self.row["task"] and isinstance(_json(body), dict)):
             yield _block(f"Last answer, of status {answered[-1]['status']}", self._clean(masked_text(body)), "answer")
 
@@ -183,16 +202,17 @@ class _Writer:
         text = f"# in module {task.module}\n{task.name}{task.signature}"  # its application has masked it
         yield _block("The task", text, "signature", "python")
         if task.doc:
-            yield _block("What it does, by its docstring", self._clean(task.doc), "doc")
+            yield _block("What it does, by its docstring", self._clean(_short(task.doc) or ""), "doc")
 
     def arguments(self) -> Iterator[str]:
         if not self._call:
-            if body := self._message.get("body"):
+            if body := _short(self._message.get("body")):
                 yield _block("Body", self._clean(masked_text(body)), "arguments")
         elif self._is_coded:
             yield "## Arguments\n\nOnly the application can read them: they are encrypted, or not JSON."
         elif self._shown is None:
-            yield "## Arguments\n\nThey are left out: they are nested too deeply."
+            why = "they are too long" if self._is_long else "they are nested too deeply"
+            yield f"## Arguments\n\nThey are left out: {why}."
         elif self._named is None:
             yield _block("Arguments by name", self._clean(_dumped(self._shown)), "arguments", "json")
             yield "Those by position are left out: the application does not tell which of them are secret."
@@ -222,6 +242,11 @@ class _Writer:
         yield _block("Run the function alone", self._clean("\n".join(lines)), "arguments", "python")
         command = " ".join(["qtasks send", shlex.quote(task.name), *words])
         yield _block("Send the call again", self._clean(command), "arguments", "sh")
+
+
+def _short(text: str | None) -> str | None:
+    """A text from outside, or why it is not read."""
+    return text if text is None or len(text) <= _READ else _TOO_LONG
 
 
 def _json(text: str | None) -> Any:

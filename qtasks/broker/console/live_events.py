@@ -72,7 +72,7 @@ class LiveEvents:
             stream.wake.set()
 
     async def _run(self, stream: _Stream, is_valid: IsValid) -> AsyncIterator[bytes]:
-        if self._closing.is_set():
+        if self._closing.is_set() or len(self._streams) >= MOST_STREAMS:  # others were opened in the same moment
             return
         self._add(stream)
         try:

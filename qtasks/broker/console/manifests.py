@@ -2,7 +2,7 @@
 
 A manifest is asked for with a request that is signed with the account's keys, at the prefix that its messages have, and
 under the same destination policy as a delivery. It comes from the network: what is not of the right form is refused,
-and a single task of another form is left out.
+and a single task of another form is left out. A large one is read on a thread, and one of very many values not at all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from qtasks.broker.api.api_request import read_large
 from qtasks.broker.console.answer_forms import BOOL, TEXT, list_of, object_of, optional
 from qtasks.broker.console.signed_questions import DispatcherQuestions, KeptAnswers, Refusal
 from qtasks.protocol import strict_json
@@ -22,6 +23,10 @@ FRESH_S: Final = 15.0
 """Seconds for which an answer is used again, also one that is an error."""
 MAX_PREFIXES: Final = 50
 """Dispatchers that are asked at most, those that were used last."""
+MAX_TASKS: Final = 5_000
+"""Tasks of one manifest at most."""
+MAX_VALUES: Final = 100_000
+"""JSON values of one manifest at most."""
 
 
 class ManifestAnswer(NamedTuple):
@@ -59,7 +64,7 @@ class Manifests:
     async def _ask(self, account: int, prefix: str) -> ManifestAnswer:
         now_ms = self._questions.clock.now_ms()
         content = await self._questions.ask(account, prefix, MANIFEST)
-        answer = content if isinstance(content, Refusal) else _read(content)
+        answer = content if isinstance(content, Refusal) else await read_large(len(content), lambda: _read(content))
         if isinstance(answer, Refusal):
             return ManifestAnswer(prefix, None, answer.text, now_ms)
         return ManifestAnswer(prefix, answer, None, now_ms)
@@ -68,7 +73,7 @@ class Manifests:
 def _read(answer: bytes) -> bytes | Refusal:
     """The manifest in an answer, without the tasks that are not of the right form."""
     try:
-        content = strict_json.loads(answer, big_integers=True)
+        content = strict_json.loads(answer, max_values=MAX_VALUES, big_integers=True)
     except ValueError as error:
         return Refusal(f"its manifest is not JSON: {error}")
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
@@ -77,6 +82,8 @@ def _read(answer: bytes) -> bytes | Refusal:
         return Refusal("its answer is not a manifest")
     if content.get("v") != VERSION:
         return Refusal(f"its manifest has version {content.get('v')!r:.20}; this broker reads version {VERSION}")
+    if len(content["tasks"]) > MAX_TASKS:
+        return Refusal(f"its manifest has more than {MAX_TASKS} tasks")
     fit = [task for task in content["tasks"] if _is_task(task)]
     return answer if len(fit) == len(content["tasks"]) else json.dumps({**content, "tasks": fit}).encode()
 

@@ -18,6 +18,7 @@ from qtasks.broker.server.connection_watch import API_LIMITS, ConnectionLimits
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.server.http_protocol import guarded
 from qtasks.broker.server.resting_server import RestingServer
+from qtasks.broker.server.uvicorn_log import count_lines
 from qtasks.broker.settings import DEV_CREDENTIALS
 from qtasks.clock import Clock, SystemClock
 from qtasks.errors import ConfigurationError
@@ -50,6 +51,7 @@ class AsgiServer:
         grace_s: float = 5.0,
         limits: ConnectionLimits = API_LIMITS,
     ) -> None:
+        count_lines()
         self._closing = closing
         self._listeners = listeners
         self._server = _SignalFreeServer(

@@ -39,8 +39,8 @@ class RequestLimits:
     headers: int = 128
     header_bytes: int = 48 * 1024
     buffered: int = 64 * 1024 * 1024
-    """Bytes that the requests in progress may hold together: bodies that are arriving, and responses that are leaving.
-    What each holds below 64 KiB does not count."""
+    """Bytes that the bodies that are arriving may hold together, and as many again for the responses that are leaving:
+    clients that do not read keep no publish out. What each holds below 64 KiB does not count."""
 
 
 class Answers(Protocol):
@@ -76,7 +76,8 @@ class AsgiApi:
         self._host_option = host_option
         self._limits = limits or RequestLimits()
         self._log = CountedLog(log)
-        self._budget = BufferBudget(self._limits.buffered)
+        self._arriving = BufferBudget(self._limits.buffered)
+        self._leaving = BufferBudget(self._limits.buffered)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request. Other kinds of connection are closed."""
@@ -88,13 +89,7 @@ class AsgiApi:
             response = error_response(error)
             if is_console_path(scope["raw_path"]):
                 response = with_security(response)
-        size = 0 if response.stream is not None or len(response.body) <= PIECE else len(response.body)
-        if not self._budget.take(size):
-            size, response = 0, error_response(_busy())
-        try:
-            await send_response(receive, send, response)
-        finally:
-            self._budget.give_back(size)
+        await send_response(receive, send, response, self._leaving)
 
     async def _public(self, scope: Scope) -> ApiResponse | None:
         """Answer the paths that need no token and accept any Host, because they reveal nothing about messages.
@@ -154,7 +149,7 @@ class AsgiApi:
         if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
             raise HttpError(413, f"message too large: {declared[:40].decode('ascii')} > {limit}")
         try:
-            return await read_body(receive, limit, budget=self._budget)
+            return await read_body(receive, limit, budget=self._arriving)
         except BodyTooLarge:
             raise HttpError(413, f"message too large: more than {limit} bytes") from None
         except BodyCut:
@@ -168,16 +163,36 @@ def _busy() -> HttpError:
     return HttpError(503, text, (("Retry-After", "1"), ("Connection", "close")))
 
 
-async def send_response(receive: Receive, send: Send, response: ApiResponse) -> None:
-    """Send `response` in pieces; each waits until the client has taken most of those before."""
-    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+class NoRoomForResponse(Exception):
+    """A response that has begun ends, because too many large ones are read slowly at the same time."""
+
+
+async def send_response(receive: Receive, send: Send, response: ApiResponse, budget: BufferBudget) -> None:
+    """Send `response`, whose large parts are counted in `budget`. Without room the answer is a 503.
+
+    Raises NoRoomForResponse for a stream that has begun.
+    """
     if response.stream is not None:
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await _while_connected(receive, _send_stream(send, response.stream))
+        await _while_connected(receive, _send_stream(send, response, response.stream, budget))
         return
+    size = 0 if len(response.body) <= PIECE else len(response.body)
+    if not budget.take(size):
+        size, response = 0, error_response(_busy())
+    try:
+        await _send_whole(send, response)
+    finally:
+        budget.give_back(size)
+
+
+async def _begin(send: Send, response: ApiResponse, *fields: tuple[bytes, bytes]) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+    await send({"type": "http.response.start", "status": response.status, "headers": [*headers, *fields]})
+
+
+async def _send_whole(send: Send, response: ApiResponse) -> None:
+    """Send a response in pieces; each waits until the client has taken most of those before."""
     body = response.body
-    headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await _begin(send, response, (b"content-length", str(len(body)).encode()))
     if len(body) > PIECE:
         await _send_some(send, body)
         body = b""
@@ -190,14 +205,28 @@ async def _send_some(send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body[at : at + PIECE], "more_body": True})
 
 
-async def _send_stream(send: Send, stream: AsyncIterator[bytes]) -> None:
+async def _send_stream(send: Send, response: ApiResponse, stream: AsyncIterator[bytes], budget: BufferBudget) -> None:
     """Send all of `stream`, and close it in any case: it may hold a connection or a read of the store."""
+    has_begun, taken = False, 0
     async with contextlib.AsyncExitStack() as stack:
         if (close := getattr(stream, "aclose", None)) is not None:
             stack.push_async_callback(close)
+        stack.callback(lambda: budget.give_back(taken))
         async for piece in stream:
+            beyond = max(0, len(piece) - PIECE)
+            if not budget.take(beyond - taken):
+                if has_begun:
+                    raise NoRoomForResponse
+                await _send_whole(send, error_response(_busy()))
+                return
+            taken = beyond
+            if not has_begun:
+                has_begun = True
+                await _begin(send, response)
             await _send_some(send, piece)
             await asyncio.sleep(0)  # `send` returns at once while the client is fast
+        if not has_begun:
+            await _begin(send, response)
         await send({"type": "http.response.body", "body": b""})
 
 

@@ -21,6 +21,10 @@ _DEPARTURES: Final = frozenset({"ClientDisconnect", "WebSocketDisconnect"})
 """Exceptions of Starlette in a route of the application: its client has left before the end."""
 
 
+_NO_ROOM: Final = "NoRoomForResponse"
+"""The exception of `asgi` for a response that it ends."""
+
+
 class CountedLines(logging.Filter):
     """Passes on everything but these lines, which `qtasks.http` logs in their place: the first, then the number."""
 
@@ -34,6 +38,9 @@ class CountedLines(logging.Filter):
         if type(error).__name__ in _DEPARTURES:
             kind = "clients that left while the application read from them"
             self._counted.write(record.levelno, kind, "a client left while it was read from", with_traceback=True)
+            return False
+        if type(error).__name__ == _NO_ROOM:
+            self._counted.warning("responses that were ended", "a response was ended: too many are read slowly")
             return False
         text = str(record.msg)
         beginning = next((beginning for beginning in _BEGINNINGS if text.startswith(beginning)), None)

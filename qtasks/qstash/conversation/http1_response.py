@@ -163,6 +163,8 @@ class ResponseReader:
                 part = self._decoder.decompress(part, self._most - len(self._body) + 1)
             except zlib.error:
                 raise ResponseError("its answer cannot be decompressed") from None
+            if self._decoder.unused_data:  # the decoder would keep all of it
+                raise ResponseError("something follows its compressed answer")
         if len(self._body) + len(part) > self._most:
             raise self._too_large()
         self._body += part

@@ -151,7 +151,7 @@ async def test_nothing_in_it_ends_the_block_in_which_it_stands(service: Service)
 
 async def test_it_stays_small(service: Service) -> None:
     huge = dict(CHARGE, doc="ä" * 50_000, signature="(ö)" * 9_000)
-    text = await failed(service, "ü`" * 50_000, "", error="é" * 50_000, tasks=[huge])
+    text = await failed(service, "ü`" * 25_000, "", error="é" * 50_000, tasks=[huge])
     assert len(text.encode()) <= MAX_BYTES
     assert text.count("(cut)") == 3, "docstring, signature and arguments"
 
@@ -165,6 +165,28 @@ async def test_arguments_that_are_nested_too_deeply_are_left_out(service: Servic
     assert "nested too deeply" in text
     assert "Send the call again" not in text
     assert SECRET not in text
+
+
+async def test_arguments_of_very_many_secrets_are_left_out_and_so_is_what_may_repeat_them(service: Service) -> None:
+    secrets = {f"token_{n}": f"s{n:04}" for n in range(200)}
+    text = await failed(service, 7, note=secrets, error="ValueError: s0007 was refused")
+    assert "s0007" not in text
+    assert "too many values to find the secret ones" in text
+
+
+async def test_a_secret_of_arguments_that_are_too_long_to_be_shown_is_masked_in_the_error(service: Service) -> None:
+    text = await failed(service, 7, SECRET, note="w" * 300_000, error=f"ValueError: {SECRET} was refused")
+    assert SECRET not in text
+    assert "They are left out: they are too long." in text
+    assert "ValueError: *** was refused" in text
+
+
+async def test_what_is_very_long_is_left_out(service: Service) -> None:
+    service.answer(Response(status=422, body=b"w" * 300_000))
+    message_id = await service.publish(body=b"w" * 300_000, Retries="0")
+    await service.run()
+    text = (await Console(service).see(for_assistant.of_message, message_id))["text"]
+    assert text.count("(left out: it has more than 256 KiB)") == 2, "the body and the answer"
 
 
 async def test_a_manifest_of_another_form_is_no_error(service: Service) -> None:
@@ -206,7 +228,15 @@ async def test_it_shows_the_code_around_the_place_where_the_attempt_failed(servi
 
 @pytest.mark.parametrize(
     "source",
-    [[], {"v": 2, "frames": []}, {"v": 1, "frames": [{"at": PLACE}]}, {"v": 1, "frames": [{"at": "b", "first": 1}]}],
+    [
+        [],
+        {"v": 2, "frames": []},
+        {"v": 1, "frames": [{"at": PLACE}]},
+        {"v": 1, "frames": [{"at": "b", "first": 1}]},
+        {"v": 1, "frames": [{"at": PLACE, "first": 30, "lines": ["x" * 300_000]}]},
+        {"v": 1, "frames": [{"at": PLACE, "first": 30, "lines": ["x"] * 3_000}]},
+    ],
+    ids=["no object", "another version", "no lines", "no place", "too large", "too many values"],
 )
 async def test_an_answer_about_code_that_has_another_form_is_left_out(service: Service, source: object) -> None:
     text = await failed(service, 1, SECRET, source=source)

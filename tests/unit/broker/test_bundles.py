@@ -388,8 +388,24 @@ async def test_a_response_that_ends_too_early_interrupts_what_had_no_line(bench:
         b'{"at":1,"status":200,"headers":[],"body":"","ms":-1}\n',
         bundles.outcome_line(bundles.ItemOutcome(0, 200, (), b"", 1)),
         bundles.outcome_line(bundles.ItemOutcome(7, 200, (), b"", 1)),
+        bundles.outcome_line(bundles.ItemOutcome(1, 200, (("X", "x"),) * 129, b"", 1)),
+        bundles.outcome_line(bundles.ItemOutcome(1, 200, (("X", "x" * 65_536),), b"", 1)),
+        b'{"running":1,"more":"' + b"x" * 1_024 + b'"}\n',
+        b'{"at":1,"status":200,"headers":[],"body":"","ms":1,"more":[' + b"[]," * 10_000 + b"[]]}\n",
+        b'{"at":1,"status":200,"headers":[],"body":"","ms":1,"more":[' + b'"\\\\",' * 10_000 + b"1]}\n",
     ],
-    ids=["no JSON", "no line", "negative", "twice", "not its own"],
+    ids=[
+        "no JSON",
+        "no line",
+        "negative",
+        "twice",
+        "not its own",
+        "too many header lines",
+        "header lines that are too long",
+        "a long report",
+        "many values",
+        "many texts",
+    ],
 )
 async def test_a_line_that_breaks_the_protocol_fails_what_had_no_line(bench: BundleBench, garbage: bytes) -> None:
     bundle = await bench.bundle(2)
@@ -667,6 +683,15 @@ async def test_a_crash_in_the_middle_of_a_bundle_loses_nothing(bench: BundleBenc
     await bench.settle()
     assert await bench.stages(bundle.ids) == [Stage.DELIVERED] * 3
     assert sorted(delivery.message_id for delivery in bench.sent) == sorted([bundle.ids[0], bundle.ids[2]])
+
+
+async def test_a_body_of_many_values_is_one_text(bench: BundleBench) -> None:
+    bundle = await bench.bundle(2)
+    bundle.outcome(0, body=b'[{"a":["\\\\",1]},' * 50_000)
+    bundle.outcome(1)
+    bundle.end()
+    await bench.settle()
+    assert await bench.stages(bundle.ids) == [Stage.DELIVERED] * 2
 
 
 async def test_a_line_without_end_is_bounded(bench: BundleBench) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from qtasks.broker.console.asked_calls import read_report
+from qtasks.broker.console.asked_calls import MAX_VALUES, read_report
 
 CALL: dict[str, Any] = {"id": "c", "task": "t", "state": "running", "attempt": 1, "updatedMs": 1}
 
@@ -31,6 +31,11 @@ def report(call: dict[str, Any] | None = None, sequence: tuple[Any, ...] = ()) -
 def test_a_number_that_no_page_can_read_is_refused(content: bytes, place: str) -> None:
     with pytest.raises(ValueError, match=place):
         read_report(content)
+
+
+def test_an_answer_of_very_many_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="values"):
+        read_report(report(sequence=({"leftOut": {}},) * MAX_VALUES))
 
 
 def test_large_progress_is_told_as_nearly_as_a_browser_reads_it() -> None:

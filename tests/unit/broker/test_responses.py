@@ -13,8 +13,10 @@ from qtasks.broker.broker import Broker
 from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.server.asgi import AsgiApi, RequestLimits, send_response
 from qtasks.broker.server.connection_watch import Phase
+from qtasks.broker.server.uvicorn_log import count_lines
 from qtasks.broker.settings import BrokerSettings
 from qtasks.protocol.development import USERS
+from qtasks.request_body import BufferBudget
 from tests.support.api_client import ApiClient, head
 from tests.support.watched_server import RawClient, WatchedServer
 
@@ -26,6 +28,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 KIB = 1024
+MIB = 1024 * KIB
 
 
 class Source:
@@ -49,7 +52,7 @@ class Source:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        await send_response(receive, send, ApiResponse(200, stream=self.pieces()))
+        await send_response(receive, send, ApiResponse(200, stream=self.pieces()), BufferBudget(MIB))
 
 
 async def asked(server: WatchedServer) -> RawClient:
@@ -77,7 +80,7 @@ async def test_a_large_piece_of_a_stream_is_not_copied_while_its_client_reads() 
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        await send_response(receive, send, ApiResponse(200, stream=pieces()))
+        await send_response(receive, send, ApiResponse(200, stream=pieces()), BufferBudget(MIB))
 
     async with WatchedServer(app) as server:
         client = await asked(server)
@@ -113,7 +116,7 @@ async def test_a_large_body_leaves_in_pieces_and_arrives_whole(size: int) -> Non
     body = bytes(range(256)) * (size // 256 + 1)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await send_response(receive, send, ApiResponse(200, body[:size]))
+        await send_response(receive, send, ApiResponse(200, body[:size]), BufferBudget(MIB))
 
     async with WatchedServer(app) as server:
         client = await asked(server)
@@ -177,3 +180,50 @@ async def test_responses_that_leave_have_the_same_bound(broker: Broker) -> None:
         again = await server.connect()
         await again.send(show)
         assert (await again.answer()).status == 200
+
+
+async def test_streams_that_are_not_read_have_the_same_bound_and_keep_no_publish_out(broker: Broker) -> None:
+    app = AsgiApi(broker.api, ready=broker.ready, limits=RequestLimits(buffered=600 * KIB))
+    logs = head("GET", API, target="/v2/logs")
+    async with WatchedServer(app) as server:
+        first, second, third = [await server.connect() for _ in range(3)]
+        for _ in range(2):
+            await first.send(publish(300 * KIB) + b"x" * 300 * KIB)
+            assert (await first.answer()).status == 201
+        await first.send(logs)
+        await server.until(lambda: sum(connection.unsent() for connection in server.connections) > 0)
+        await second.send(logs)
+        answer = await second.answer()
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        await third.send(publish(500 * KIB) + b"x" * 500 * KIB)
+        assert (await third.answer()).status == 201
+        first.socket.close()
+        await server.until(lambda: not server.state.tasks)
+        again = await server.connect()
+        await again.send(logs)
+        assert await again.read(15) == 15
+    assert app._leaving.take(600 * KIB), "all room is free again"
+
+
+async def test_a_stream_whose_next_piece_finds_no_room_ends_unfinished(caplog: pytest.LogCaptureFixture) -> None:
+    count_lines()
+    budget = BufferBudget(300 * KIB)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"x" * 200 * KIB
+        yield b"x" * 400 * KIB
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send_response(receive, send, ApiResponse(200, stream=pieces()), budget)
+
+    async with WatchedServer(app) as server:
+        for _ in range(3):
+            client = await asked(server)
+            answer = await client.read(10 * MIB)
+            assert 200 * KIB < answer < 300 * KIB, "the connection ends after the first piece"
+        await server.until(lambda: not server.state.tasks)
+    assert budget.take(300 * KIB), "all room is free again"
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines.count("a response was ended: too many are read slowly") == 1, "the others are counted"
+    assert not [line for line in lines if "Exception in ASGI application" in line]

@@ -132,6 +132,7 @@ def test_some_responses_have_no_body(method: str, head: bytes) -> None:
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
         HEAD + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\nok",
         HEAD + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok",
+        HEAD + b"Content-Encoding: gzip\r\nContent-Length: 26\r\n\r\n" + gzip.compress(b"hello", mtime=0) + b"x",
         HEAD + b"Content-Encoding: gzip\r\nContent-Length: 12\r\n\r\n" + gzip.compress(b"hello", mtime=0)[:12],
         HEAD + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\n" + gzip.compress(b"hello", mtime=0)[:5],
         HEAD + b"A: " + b"a" * MAX_HEAD,

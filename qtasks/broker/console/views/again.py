@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from qtasks.broker import ids
-from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_json
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_json, read_large
 from qtasks.broker.api.validation import check_policy
 from qtasks.broker.console import manifest_reader
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
@@ -54,8 +54,10 @@ async def _searchable(context: ConsoleContext, viewer: Viewer, source: Message) 
         return None
     prefix = source.url.partition("?")[0].removesuffix(name)
     [answer] = await context.manifests.of(viewer.account, [prefix])
-    tasks = () if answer.manifest is None else manifest_reader.read(answer.manifest).tasks
-    task = next((task for task in tasks if task.name == name), None)
+    if (manifest := answer.manifest) is None:
+        return None
+    content = await read_large(len(manifest), lambda: manifest_reader.read(manifest))
+    task = next((task for task in content.tasks if task.name == name), None)
     if task is None:
         return None
     return {name: task.parameters.index(name) for name in task.searchable if name in task.parameters}

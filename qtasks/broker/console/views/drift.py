@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from qtasks.broker.api.api_request import ApiRequest, ApiResponse, json_response
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, json_response, read_large
 from qtasks.broker.console import manifest_reader
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.console.manifest_reader import DeclaredSchedule
@@ -21,15 +21,16 @@ async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> 
     """Every schedule of both sides with its state."""
     stored = await context.store.read_long(schedules.schedules, viewer.account)
     answers = await task_table.answers(context, viewer)
+    size = sum(len(answer.manifest or b"") for answer in answers)
+    return json_response({"schedules": await read_large(size, lambda: _lines(stored, answers))})
+
+
+def _lines(stored: Sequence[Schedule], answers: Sequence[ManifestAnswer]) -> list[Json]:
     declared = _declared(answers)
-    return json_response(
-        {
-            "schedules": [
-                *(_state(schedule, declared, answers) for schedule in stored),
-                *_only_declared(declared, frozenset(schedule.id for schedule in stored)),
-            ]
-        }
-    )
+    return [
+        *(_state(schedule, declared, answers) for schedule in stored),
+        *_only_declared(declared, frozenset(schedule.id for schedule in stored)),
+    ]
 
 
 def _declared(answers: Sequence[ManifestAnswer]) -> dict[str, DeclaredSchedule]:

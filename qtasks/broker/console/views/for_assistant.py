@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Final
 
-from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_large
 from qtasks.broker.console import assistant_text, manifest_reader
 from qtasks.broker.console.assistant_text import Facts, Recorded
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.console.manifest_reader import DescribedTask
 from qtasks.broker.console.views import failure_table, message_page, source_lines
 from qtasks.protocol.dispatcher_questions import SourceFrame
+from qtasks.threads import DaemonThreadPool
+
+_WRITER: Final = DaemonThreadPool(1, "qtasks-assistant")
+"""One text at a time: a long one takes a second of a processor."""
 
 
 async def of_message(context: ConsoleContext, viewer: Viewer, request: ApiRequest, message_id: str) -> ApiResponse:
@@ -32,7 +37,8 @@ async def _text(context: ConsoleContext, viewer: Viewer, message_id: str, failur
     task, application = await _described(context, viewer, message["row"])
     source = await _source(context, viewer, message)
     recorded = Recorded(message=message, task=task, application=application, source=source, failure=failure)
-    return json_response({"text": await asyncio.to_thread(assistant_text.write, recorded)})  # long texts take a while
+    text = await asyncio.get_running_loop().run_in_executor(_WRITER, assistant_text.write, recorded)
+    return json_response({"text": text})
 
 
 async def _source(context: ConsoleContext, viewer: Viewer, message: Facts) -> Mapping[str, SourceFrame]:
@@ -51,8 +57,8 @@ async def _described(context: ConsoleContext, viewer: Viewer, row: Facts) -> tup
     if row["task"] is None:
         return None, "another program than an application of qtasks"
     [answer] = await context.manifests.of(viewer.account, [_prefix(row)])
-    if answer.manifest is None:
+    if (manifest := answer.manifest) is None:
         return None, f"not known: {answer.error}"
-    content = manifest_reader.read(answer.manifest)
+    content = await read_large(len(manifest), lambda: manifest_reader.read(manifest))
     versions = f"qtasks {content.package}" + (f", Python {content.python}" if content.python else "")
     return next((task for task in content.tasks if task.name == row["task"]), None), versions

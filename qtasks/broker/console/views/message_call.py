@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
@@ -36,6 +37,8 @@ STATUSES: Final[Mapping[str, str]] = {
 """The words of this console for the states of calls."""
 _FINAL: Final = frozenset({"succeeded", "failed", "cancelled", "expired"})
 _LONGEST_WORD: Final = 32
+MOST_ROWS: Final = 1_000
+"""Steps of a flow whose messages are looked up, the first ones. A dispatcher of ours tells fewer."""
 
 
 class CallPlace(NamedTuple):
@@ -99,7 +102,7 @@ def _shown(call: CallRecord, viewer: Viewer, *, is_redacted: bool) -> dict[str, 
 
 
 async def _flow(context: ConsoleContext, viewer: Viewer, flow: FlowReport, call_id: str) -> dict[str, Any]:
-    steps = list(steps_in(flow["sequence"]))
+    steps = list(islice(steps_in(flow["sequence"]), MOST_ROWS))
     seqs = await context.store.read(_messages_of, viewer.account, [step["id"] for step in steps])
     rows = await table_rows.read_by_seq(context, viewer, list(seqs.values()))
     rows_by_call = {each: rows[seq] for each, seq in seqs.items() if seq in rows}

@@ -13,6 +13,10 @@ from qtasks.broker.console.signed_questions import Refusal
 from qtasks.protocol import strict_json
 from qtasks.protocol.dispatcher_questions import MAX_PLACES, SOURCE, VERSION, SourceFrame, SourceReport
 
+MAX_ANSWER: Final = 256 * 1024
+"""Bytes of an answer at most: twice the longest lines around all places."""
+MAX_VALUES: Final = 2_000
+"""JSON values of an answer at most."""
 _REPORT: Final = object_of({"v": INT, "frames": list_of(object_of({"at": TEXT, "first": INT, "lines": list_of(TEXT)}))})
 
 
@@ -32,7 +36,9 @@ async def ask(context: ConsoleContext, viewer: Viewer, prefix: str, places: Sequ
 
 def read_report(content: bytes) -> SourceReport:
     """An answer of the right form. Raises ValueError."""
-    report: SourceReport = _REPORT(strict_json.loads(content), "the answer")
+    if len(content) > MAX_ANSWER:
+        raise ValueError(f"it has more than {MAX_ANSWER} bytes")
+    report: SourceReport = _REPORT(strict_json.loads(content, max_values=MAX_VALUES), "the answer")
     if report["v"] != VERSION:
         raise ValueError(f"it has version {report['v']}; this broker reads version {VERSION}")
     return report
