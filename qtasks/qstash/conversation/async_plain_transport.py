@@ -121,6 +121,10 @@ async def _exchanged(
                 reader.feed(received)
             else:
                 reader.end()
+            if not reader.is_complete:
+                await asyncio.sleep(0)  # a read does not wait while a server sends faster than its answer is read
+                if connection.is_expired:
+                    raise TimeoutError
     except (OSError, ResponseError):
         if connection.is_expired:
             raise TimeoutError from None

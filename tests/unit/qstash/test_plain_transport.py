@@ -267,6 +267,26 @@ def test_an_interrupted_request_leaves_nothing_for_the_next_one(serving: Any) ->
 
 
 @pytest.mark.anyio
+async def test_a_server_that_sends_without_end_holds_no_event_loop_and_ends_at_the_deadline(serving: Any) -> None:
+    tiny = b"1\r\nx\r\n" * 10_000
+
+    def flood(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            connection.sendall(tiny)
+
+    transport, turns = AsyncServiceTransport(), 0
+    sending = asyncio.create_task(transport.send(request(serving(flood).url), 0.5))
+    while not sending.done():
+        turns += 1
+        await asyncio.sleep(0)
+    with pytest.raises(BrokerUnreachable, match="no answer within"):
+        await sending
+    assert turns > 5, "others had turns"
+    await transport.close()
+
+
+@pytest.mark.anyio
 async def test_a_cancelled_request_leaves_nothing_for_the_next_one(serving: Any) -> None:
     heard = asyncio.Event()
     loop = asyncio.get_running_loop()
