@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from qtasks.broker.console import bulk
+from qtasks.broker.console import bulk, filter_text
 from qtasks.broker.console.console_context import Role
 from qtasks.broker.console.table_rows import HIDDEN
 from qtasks.broker.console.views import (
@@ -23,6 +23,7 @@ from qtasks.broker.console.views import (
     task_table,
 )
 from qtasks.broker.ports import DeliveryRequest
+from qtasks.broker.store.verbs.insight import search as search_verbs
 from qtasks.protocol.messages import Response
 from tests.support.api import Service
 from tests.support.view_caller import Console
@@ -209,6 +210,20 @@ async def test_a_search_one_by_one_says_how_far_it_got_and_goes_on(
     assert [row["messageId"] for row in seen["messages"]] == [ids[16]]
     seen = await console.see(messages.list_messages, filter="arg.n:1", cursor=seen["cursor"])
     assert [row["messageId"] for row in seen["messages"]] == [ids[11], ids[6]][: len(seen["messages"])]
+
+
+async def test_a_search_for_many_texts_looks_at_few_messages_at_a_time_so_that_others_read_between(
+    service: Service, console: Console
+) -> None:
+    ids = [await service.publish(HOOK, f'{{"n":{{"m":"v{number}"}}}}', Delay="1d") for number in range(20)]
+    words = [f"-arg.n.m:{','.join(f'w{45 * word + number}' for number in range(45))}" for word in range(8)]
+    assert await search(console, " ".join(words)) == ids[::-1]
+    criteria = filter_text.read(" ".join(words), now_ms=0)
+    step = await service.broker.store.read_long(
+        search_verbs.messages, console.viewer.account, criteria, below=None, count=50
+    )
+    assert step.looked_at < len(ids)
+    assert step.below is not None, "the next step goes on"
 
 
 async def test_a_row_tells_what_happened_to_a_message(service: Service, console: Console) -> None:

@@ -24,6 +24,8 @@ from qtasks.protocol.messages import State
 
 SCAN: Final = 2_000
 """Messages that one call looks at, at most: some milliseconds."""
+_FEWEST: Final = 5
+"""Messages that one call looks at in any case."""
 
 _FROM: Final = (
     "FROM json_each(?) j CROSS JOIN messages m ON m.seq = j.value"
@@ -93,6 +95,7 @@ def messages(
 
     `part` is for a filter that is `searchable`; None: of both parts.
     """
+    scan = _bounded(scan, criteria)
     bounds = candidates.Bounds(db, criteria, below)
     test = _Test(db, account, criteria, part)
     stream = candidates.of(db, account, criteria, bounds, part)
@@ -119,6 +122,7 @@ def dead_letters(
     scan: int = SCAN,
 ) -> DeadMatches:
     """As `messages`, for dead letters, by the time at which they failed."""
+    scan = _bounded(scan, criteria)
     test = _Test(db, account, criteria)
     letters = [DeadMatch._make(row) for row in fetch(db, _DEAD_LETTERS, (account, *(before or _END), scan + 1))]
     matching: list[DeadMatch] = []
@@ -132,6 +136,12 @@ def dead_letters(
                 matching.append(letter)
             looked_at += 1
     return DeadMatches(matching, _key(letters[scan - 1]) if len(letters) > scan else None, looked_at)
+
+
+def _bounded(scan: int, criteria: ConsoleFilter) -> int:
+    """How many messages one call looks at: fewer if it looks for many texts in bodies, so that others read between."""
+    texts = sum(len(condition.values) for condition in criteria.of(Kind.ARGUMENT, Kind.ERROR))
+    return min(scan, max(_FEWEST, scan // max(1, texts)))
 
 
 def _portions(letters: Sequence[DeadMatch]) -> Iterator[Sequence[DeadMatch]]:
