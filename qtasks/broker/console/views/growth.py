@@ -19,6 +19,8 @@ POINTS: Final = 120
 """Points of the series of sizes at most."""
 RATE_HOURS: Final = 7 * 24
 """Hours of which the growth is the mean."""
+FAR_DAYS: Final = 365
+"""What is farther ahead is not told."""
 LEAST_HOURS: Final = 6
 """Fewer tell nothing about the growth."""
 
@@ -41,7 +43,7 @@ async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> 
             "fileBytes": file,
             "sizes": _series(sizes, offset_ms),
             "perDayBytes": per_day,
-            "full": _full(per_day, used, file, retention.max_bytes, free, now_ms + offset_ms),
+            "full": reached_first(per_day, used, file, retention.max_bytes, free, now_ms + offset_ms),
             "removals": {
                 "fromMs": now_ms + offset_ms,
                 "stepMs": HOUR_MS,
@@ -61,17 +63,17 @@ def bytes_per_day(sizes: Sequence[StoreSize]) -> int | None:
     return None if hours < LEAST_HOURS else (latest.used - first.used) * 24 // hours
 
 
-def _full(
+def reached_first(
     per_day: int | None, used: int, file: int, limit: int | None, free: int | None, wall_ms: int
 ) -> dict[str, Any] | None:
-    """What is reached first at this rate, and when: the limit of the size, or the end of the disk; None: nothing."""
+    """What is reached first at this rate, the limit of the size or the end of the disk; None: nothing within a year."""
     if per_day is None or per_day <= 0:
         return None
     rooms = {"limit": None if limit is None else limit - used, "disk": None if free is None else free + file - used}
     days = {what: max(0, room) / per_day for what, room in rooms.items() if room is not None}
-    if not days:
+    what = min(days, key=lambda name: days[name], default=None)
+    if what is None or days[what] > FAR_DAYS:
         return None
-    what = min(days, key=lambda name: days[name])
     return {"what": what, "timeMs": wall_ms + round(days[what] * DAY_MS)}
 
 

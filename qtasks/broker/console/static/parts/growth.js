@@ -25,7 +25,7 @@ function Size({ data }) {
     <${Facts} facts=${[
       ["In use", bytes(data.usedBytes)], ["Free inside the file", bytes(data.fileBytes - data.usedBytes)],
       ["Change a day", perDay === null ? html`<span class="quiet">known after 6 hours</span>` : `${perDay > 0 ? "+" : perDay < 0 ? "−" : ""}${bytes(Math.abs(perDay))}`],
-      [full?.what === "disk" ? "The disk is full" : "The limit is reached", full && html`<span class=${full.what === "disk" && full.timeMs - data.timeMs < 7 * 24 * HOUR_MS ? "bad" : ""}>about <${Time} ms=${full.timeMs} /> at this rate</span>`],
+      [full?.what === "disk" ? "The disk is full" : "The limit is reached", full && html`<span class=${full.what === "disk" && full.timeMs - data.timeMs < 7 * 24 * HOUR_MS ? "bad" : ""}><${Time} ms=${full.timeMs} /> at this rate</span>`],
     ]} /><//>`;
 }
 
