@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ def halve(number: int, password: str = "") -> float:
 def page() -> str:
     return "mine"
 """
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+TABLE = PAGE[PAGE.index("| `event` |") : PAGE.index("## Commands for operators")]
+ROWS = re.findall(r"^\| (`[^|]+`) \| (.*) \|$", TABLE, flags=re.MULTILINE)
+MEMBERS = {event: set(re.findall(r"`(\w+)`", row)) for events, row in ROWS for event in re.findall(r"`(\w+)`", events)}
+"""What the page says of each event."""
 
 
 def with_event(dev: Dev, event: str) -> dict[str, Any]:
@@ -71,6 +79,9 @@ def test_every_line_is_an_object_with_a_time(tmp_path: Path) -> None:
         lines = [json.loads(line) for line in dev.lines]
     assert {"event": "stopped", "done": 1, "retried": 1, "failed": 1}.items() <= lines[-1].items()
     assert all("time" in line for line in lines)
+    events = [line for line in lines if "event" in line]
+    assert {line["event"] for line in events} == MEMBERS.keys() - {"event", "canceled"}
+    assert [line for line in events if not line.keys() <= {"time", "event"} | MEMBERS[line["event"]]] == []
     assert [line["message"] for line in lines if line.get("logger") == "qtasks.mine"] == ["odd", "odd"]
     assert "hunter2" not in dev.output
 
