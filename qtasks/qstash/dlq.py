@@ -5,16 +5,18 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, nothing, query, segment, to_json
-from qtasks.qstash.conversation.sync_driver import HttpClient
 from qtasks.qstash.conversation.transport import Reply
 from qtasks.qstash.message import Message, message_fields
 from qtasks.qstash.operations import filters
 from qtasks.qstash.operations import options as keywords
 from qtasks.qstash.operations.options import PublishKeywords
 from qtasks.qstash.operations.publishing import PublishResponse
+
+if TYPE_CHECKING:
+    from qtasks.qstash.conversation.sync_driver import HttpClient
 
 _PATH = "/v2/dlq"
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qtasks.qstash import log
-from qtasks.qstash.conversation.sync_driver import HttpClient
 from qtasks.qstash.log import Log as Event
 from qtasks.qstash.log import LogFilter as EventFilter
 from qtasks.qstash.log import LogState as EventState
+
+if TYPE_CHECKING:
+    from qtasks.qstash.conversation.sync_driver import HttpClient
 
 __all__ = ["Event", "EventApi", "EventFilter", "EventState", "ListEventsResponse"]
 

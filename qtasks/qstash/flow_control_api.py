@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from qtasks.qstash.conversation.operation import Operation, answer, nothing, query, segment
-from qtasks.qstash.conversation.sync_driver import HttpClient
 from qtasks.qstash.conversation.transport import Reply
 from qtasks.qstash.operations.options import check_names
+
+if TYPE_CHECKING:
+    from qtasks.qstash.conversation.sync_driver import HttpClient
 
 _PATH = "/v2/flowControl"
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from qtasks.qstash.conversation.operation import HttpMethod, Operation, answer, query
-from qtasks.qstash.conversation.sync_driver import HttpClient
 from qtasks.qstash.conversation.transport import Reply
 from qtasks.qstash.message import FlowControlProperties, parse_flow_control
 from qtasks.qstash.operations import filters
+
+if TYPE_CHECKING:
+    from qtasks.qstash.conversation.sync_driver import HttpClient
 
 
 class LogState(enum.Enum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from qtasks.qstash.conversation.operation import (
     JSON_TYPE,
@@ -16,7 +16,6 @@ from qtasks.qstash.conversation.operation import (
     segment,
     to_json,
 )
-from qtasks.qstash.conversation.sync_driver import HttpClient
 from qtasks.qstash.conversation.transport import Reply
 from qtasks.qstash.operations import filters, publishing
 from qtasks.qstash.operations.options import EnqueueTarget, FlowControl, PublishTarget, Redact
@@ -33,6 +32,9 @@ from qtasks.qstash.operations.publishing import (
     PublishResponse,
     PublishUrlGroupResponse,
 )
+
+if TYPE_CHECKING:
+    from qtasks.qstash.conversation.sync_driver import HttpClient
 
 __all__ = [
     "ApiT",

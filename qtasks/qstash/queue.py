@@ -5,10 +5,12 @@ from __future__ import annotations
 import builtins
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, nothing, segment, to_json
-from qtasks.qstash.conversation.sync_driver import HttpClient
+
+if TYPE_CHECKING:
+    from qtasks.qstash.conversation.sync_driver import HttpClient
 
 _PATH = "/v2/queues"
 

@@ -7,15 +7,17 @@ import enum
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from qtasks.protocol.messages import PublishOptions
 from qtasks.qstash.conversation.operation import HttpMethod, Operation, answer, destination, nothing, segment
-from qtasks.qstash.conversation.sync_driver import HttpClient
 from qtasks.qstash.message import FlowControlProperties, parse_flow_control
 from qtasks.qstash.operations import options as keywords
 from qtasks.qstash.operations.options import ScheduleKeywords
 from qtasks.qstash.operations.publishing import Body, as_bytes, as_json
+
+if TYPE_CHECKING:
+    from qtasks.qstash.conversation.sync_driver import HttpClient
 
 _PATH = "/v2/schedules"
 

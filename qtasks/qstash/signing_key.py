@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from qtasks.qstash.conversation.operation import Operation, answer
-from qtasks.qstash.conversation.sync_driver import HttpClient
 from qtasks.qstash.conversation.transport import Reply
+
+if TYPE_CHECKING:
+    from qtasks.qstash.conversation.sync_driver import HttpClient
 
 
 @dataclass

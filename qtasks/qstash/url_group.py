@@ -5,11 +5,13 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from qtasks.errors import InvalidCallError
 from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, nothing, segment, to_json
-from qtasks.qstash.conversation.sync_driver import HttpClient
+
+if TYPE_CHECKING:
+    from qtasks.qstash.conversation.sync_driver import HttpClient
 
 _PATH = "/v2/topics"
 

@@ -6,15 +6,17 @@ import logging
 import math
 import threading
 import time
-from asyncio import Future
 from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, auto
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qtasks.tasks.progress import MAX_NOTE, PUBLISH_EVERY_S, Progress
+
+if TYPE_CHECKING:
+    from asyncio import Future
 
 
 class StopReason(Enum):
