@@ -8,16 +8,19 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 import pytest
 import yaml
 
 from qtasks.cli import cli
+from qtasks.tasks.results.postgres import PostgresResults
 from tests.support.command_lines import words
 from tests.support.commands import Printed, Run, in_process
 from tests.support.page_code import DOCS, blocks
 from tests.support.process import Done, Process, ask, qtasks
+from tests.support.results import postgres
 from tests.support.servers import free_port
 
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted((DOCS / "operations").glob("*.md"))}
@@ -156,6 +159,31 @@ def metrics_of_the_rules_exist(operator: Operator) -> None:
     asked = {name for text in expressions for name in re.findall(r"\bqtasks_\w+", text)}
     assert len(asked) >= 4
     assert asked - existing == set()
+
+
+def test_the_set_up_of_the_page_on_postgresql_is_a_place_for_results_with_the_tables_that_it_names() -> None:
+    psycopg = pytest.importorskip("psycopg")
+    with postgres() as url, psycopg.connect(url, autocommit=True) as admin:
+        schema = url.rpartition("%3D")[2]  # of this test alone; the role has its name
+        statements = blocks(PAGES["postgresql"], "sql")[1].replace("qtasks", schema)
+        admin.execute(statements.replace("CREATE SCHEMA", "CREATE SCHEMA IF NOT EXISTS"))
+        admin.execute(f"ALTER SCHEMA {schema} OWNER TO {schema}")
+        parts = urlsplit(url)
+        results = PostgresResults(
+            f"postgresql://{schema}:PASSWORD@{parts.netloc.rpartition('@')[2]}{parts.path}", ttl_ms=60_000
+        )
+        try:
+            assert results.read("call_unknown") is None
+            shown = admin.execute("SELECT application_name FROM pg_stat_activity WHERE usename = %s", (schema,))
+            assert shown.fetchall() == [("qtasks results",)]
+            tables = admin.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall()
+            named = set(re.findall(r"^\| `(\w+)` \|", PAGES["postgresql"], flags=re.MULTILINE))
+            assert {name for (name,) in tables} == named
+        finally:
+            results.close()
+            admin.execute(f"DROP OWNED BY {schema} CASCADE")
+            admin.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")  # `postgres` drops it
+            admin.execute(f"DROP ROLE {schema}")
 
 
 def test_the_configurations_of_the_pages_can_be_read() -> None:
