@@ -131,7 +131,9 @@ def test_a_new_sign_in_ends_the_session_before(running: RunningBroker) -> None:
     assert old.ask("GET", "queues").status_code == 401
 
 
-def test_ten_wrong_tokens_a_minute_are_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_after_ten_wrong_tokens_a_minute_an_address_must_wait_and_a_right_one_still_signs_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     broker = RunningBroker(
         BrokerSettings(path=str(tmp_path / "b.db"), credentials=(AccountCredentials("default", "own-token"),))
     )
@@ -140,9 +142,11 @@ def test_ten_wrong_tokens_a_minute_are_enough(tmp_path: Path, caplog: pytest.Log
         for token in ("wrong", "", None, 7, "x" * 5000, *["guess"] * (TRIES - 5)):
             answer = browser.ask("POST", "session", json={"token": token})
             assert (answer.status_code, answer.json()) == (401, {"error": "this is not a token of this broker"})
-        answer = browser.ask("POST", "session", json={"token": "own-token"})
+        answer = browser.ask("POST", "session", json={"token": "guess"})
         assert answer.status_code == 429
         assert 0 < int(answer.headers["retry-after"]) <= 61
+        visitor = Browser(broker.url)
+        assert visitor.ask("POST", "session", json={"token": "own-token"}).status_code == 200, "of the same address"
         lines = [record.getMessage() for record in caplog.records if "wrong token" in record.getMessage()]
         assert lines == ["POST of /console/api/session from 127.0.0.1: missing or wrong token"], (
             "the others are counted"

@@ -85,14 +85,15 @@ class Access:
     async def sign_in(self, request: ApiRequest) -> tuple[Visitor, Headers]:
         """Exchange the token in the body for a session; the visitor and the cookie. HttpError 401, or 429 after many.
 
+        A right token is always accepted: behind a proxy, all visitors have the address of one who sends wrong ones.
         A session that the request brings along ends.
         """
         address = request.client_ip
-        if (wait_s := self._wrong.wait_s(address)) > 0:
-            raise HttpError(429, f"too many wrong tokens: try again in {wait_s} s", (("Retry-After", str(wait_s)),))
         token = await _token_in(request)
         principal = await self._tokens.owner(token.strip()) if isinstance(token, str) else None
         if principal is None or not isinstance(token, str):
+            if (wait_s := self._wrong.wait_s(address)) > 0:
+                raise HttpError(429, f"too many wrong tokens: try again in {wait_s} s", (("Retry-After", str(wait_s)),))
             self._wrong.add(address)
             raise HttpError(401, "this is not a token of this broker")
         self.sign_out(request)
