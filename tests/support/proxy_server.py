@@ -6,6 +6,7 @@ import getpass
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -65,6 +66,9 @@ class ProxyServer(Process):
         for port in self.ports.values():
             soon(partial(_listens, port), f"nginx listens at {port}")
         return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(signal.SIGTERM)  # its workers outlive a parent that is killed
 
     def url(self, name: str) -> str:
         """The address of a server."""
