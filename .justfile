@@ -38,7 +38,7 @@ room name:
 
 # which lines the tests run, of the suite or of what the arguments name; it takes longer than the tests alone
 coverage *arguments:
-    {{bin}}/coverage run -m pytest -q {{arguments}}
+    -{{bin}}/coverage run -m pytest -q {{arguments}}
     {{bin}}/coverage combine --quiet
     {{bin}}/coverage report --skip-covered --show-missing
 
