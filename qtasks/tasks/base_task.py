@@ -60,7 +60,7 @@ class BaseTask(ApiNames, Generic[P, R]):
 
     _internal = frozenset(
         {
-            "asend",
+            "asend_message",
             "belongs_with",
             "codec",
             "declare",
@@ -84,7 +84,7 @@ class BaseTask(ApiNames, Generic[P, R]):
             "result_form",
             "runtime",
             "searchable",
-            "send",
+            "send_message",
             "wire_form",
         }
     )

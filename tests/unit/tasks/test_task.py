@@ -353,7 +353,9 @@ def test_a_dead_broker_fails_within_two_seconds_and_says_what_to_start(closed_po
         "  fix         start it with `qtasks dev`",
     ]
     frames = traceback.extract_tb(caught.value.__traceback__)
-    assert [frame.name for frame in frames[1:]] == ["delay", "send", "send"], "what is inside says nothing to a user"
+    assert [frame.name for frame in frames[1:]] == ["delay", "send_message", "send"], (
+        "what is inside says nothing to a user"
+    )
     tasks.close()
 
 
