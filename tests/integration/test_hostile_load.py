@@ -166,13 +166,15 @@ def tasks_and_call_of_a_hostile_application(target: Target) -> None:
 
 
 def hostile_answer(received: Received) -> Answer:
-    """As large as an answer may be, and of as many values."""
-    task = {**DESCRIBED, "headers": [[]] * 45_000}
+    """To questions of the console, as large as an answer may be, and of as many values."""
     if received.path.endswith("/_manifest"):
+        task = {**DESCRIBED, "headers": [[]] * 45_000}
         return 200, {}, json.dumps({"v": 1, "tasks": [task, task]}, separators=(",", ":")).encode()
-    flow = {"id": "f", "state": "s", "sequence": [{"collect": "", "members": [[]] * 300_000}]}
-    report = json.dumps({"v": 1, "results": True, "call": None, "flow": flow}, separators=(",", ":"))
-    return 200, {}, report.encode() if received.path.endswith("/_call") else b""
+    if received.path.endswith("/_call"):
+        flow = {"id": "f", "state": "s", "sequence": [{"collect": "", "members": [[]] * 300_000}]}
+        report = {"v": 1, "results": True, "call": None, "flow": flow}
+        return 200, {}, json.dumps(report, separators=(",", ":")).encode()
+    return 200, {}, b""
 
 
 def fill_dead_letters(target: Target) -> None:
