@@ -141,6 +141,16 @@ def test_a_stranger_learns_nothing_and_an_unreadable_question_is_refused() -> No
         assert told.post(body).status_code == 400, body
 
 
+@pytest.mark.parametrize("name", ["_bundle", "_call", "_manifest", "_source"])
+def test_a_publisher_gets_no_answer_of_what_only_the_broker_asks(name: str) -> None:
+    told = Told()
+    told.record(ResultStatus.SUCCEEDED, value='"sesame"')
+    url, published = f"{BASE_URL}/{name}", json.dumps({"v": 1, "id": CALL_ID}).encode()
+    headers = {"Upstash-Signature": signature(url, published), "Upstash-Message-Id": "msg_1"}  # as of every message
+    answer = told.client.post(url, content=published, headers=headers)
+    assert (answer.status_code, "sesame" in answer.text) == (403, False)
+
+
 def planned(task: str, number: int) -> dict[str, str]:
     return planned_call(task, f"call_{number}")
 

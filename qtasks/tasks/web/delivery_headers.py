@@ -26,6 +26,7 @@ _READ: Final = frozenset(
 )
 _READ_BYTES: Final = {name.encode(): name for name in _READ}
 _ENCODED: Final = "the body has a Content-Encoding; the signature is over plain bytes"
+_PUBLISHED: Final = "this name is for requests of the broker itself: the publisher of a message would get the answer"
 _OF_PAGE: Final = "with public signing keys, no web page may deliver: only a broker"
 
 
@@ -58,15 +59,19 @@ class DeliveryHeaders:
             else:  # a browser sends one of the two with every POST of a page
                 self.is_of_page = True
 
-    def refusal(self, *, has_public_keys: bool) -> DispatchResponse | None:
-        """The response to a delivery that is refused because of its headers; None for one that is not.
+    def refusal(self, *, has_public_keys: bool, is_of_broker: bool = False) -> DispatchResponse | None:
+        """The response to a request that is refused because of its headers; None for one that is not.
 
+        `is_of_broker`: only the broker itself sends such a request. A message that was published has an id, and a
+        signature of the broker, too.
         With public keys every page could sign a delivery, and send it after it has rebound its name to this machine.
         """
         if self.encoding not in ("", "identity"):
             return DispatchResponse.refusal(415, _ENCODED)
         if self.is_of_page and has_public_keys:
             return DispatchResponse.refusal(403, _OF_PAGE)
+        if is_of_broker and self.message_id:
+            return DispatchResponse.refusal(403, _PUBLISHED)
         return None
 
 

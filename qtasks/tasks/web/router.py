@@ -69,6 +69,8 @@ NO_BUNDLES = "something of the application stands in front of the tasks, and mus
 NOT_CONFIGURED_AFTER_MS = 10_000
 RESULTS_AFTER_MS = 5_000
 _QUESTIONS = (dispatcher_questions.MANIFEST, dispatcher_questions.CALL, dispatcher_questions.SOURCE)
+_OF_BROKER = (bundles.NAME, *_QUESTIONS)
+"""Names to which the broker sends requests of its own. No message may be published to them."""
 _NUMBERS = itertools.count(1)
 
 
@@ -123,9 +125,10 @@ class TaskEndpoint:
                 "the dispatcher is not configured", error.code, after_ms=NOT_CONFIGURED_AFTER_MS
             )
         headers = of_request(scope["headers"])
-        if (refusal := headers.refusal(has_public_keys=dispatcher.has_public_keys)) is not None:
-            return refusal
         task: str = scope["path_params"]["task"]
+        refusal = headers.refusal(has_public_keys=dispatcher.has_public_keys, is_of_broker=task in _OF_BROKER)
+        if refusal is not None:
+            return refusal
         is_bundle = task == bundles.NAME
         body = await self._read(headers.length, receive, bundles.MAX_BYTES if is_bundle else MAX_REQUEST)
         if isinstance(body, DispatchResponse):
