@@ -278,6 +278,14 @@ def test_pages_of_other_origins_read_nothing(development: RunningBroker) -> None
     assert httpx.get(f"{development.url}/console/api/queues", headers=own).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/console/api/session", "/console/api/queues", "/metrics"])
+def test_a_publisher_does_not_reach_the_console_through_a_broker(development: RunningBroker, path: str) -> None:
+    chosen = {"Sec-Fetch-Site": "same-origin", "Origin": development.url}  # a publisher forwards any headers
+    assert httpx.get(f"{development.url}{path}", headers=chosen).status_code == 200
+    answer = httpx.get(f"{development.url}{path}", headers={**chosen, "Upstash-Message-Id": "msg_1"})
+    assert (answer.status_code, "csrf" in answer.text) == (403, False)
+
+
 @pytest.mark.parametrize("path", ["/", "/console/static/app.js", "/console/api/session", "/console/api/queues"])
 def test_a_rebound_name_gets_nothing(development: RunningBroker, path: str) -> None:
     answer = httpx.get(development.url + path, headers={"Host": "evil.example"})

@@ -1,7 +1,8 @@
 """Refuses the requests of other web pages: any page may send requests to any address, with the cookies of its visitor.
 
 Browsers say where a request comes from in `Sec-Fetch-Site` (over HTTPS and on loopback) and in `Origin` (with every
-request that may change something). A program that is not a browser sends neither.
+request that may change something). A program that is not a browser sends neither. A broker is such a program, too, and
+sends what its publishers choose: it sends no request here either.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ SECURITY_HEADERS: Final[Headers] = (
 
 
 def check_origin(request: ApiRequest) -> None:
-    """HttpError 403 for a request that a page of another origin has sent."""
+    """HttpError 403 for a request that a page of another origin, or a publisher through a broker, has sent."""
+    if request.header("upstash-message-id") is not None:
+        raise HttpError(403, "the console answers to people and programs, and this request is a delivery of a broker")
     site = request.header("sec-fetch-site")
     if site is not None:
         if site != "same-origin" and not (site == "none" and request.method in SAFE_METHODS):
