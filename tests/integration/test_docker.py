@@ -106,7 +106,7 @@ def test_an_image_made_from_it_can_install_what_its_tasks_need() -> None:
     assert f"--chown={IMAGE.last('USER')} " in copied
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [extras] = re.findall(r"\.\[([\w,]+)\]", BUILD.all("RUN")[0])
-    assert {*extras.split(","), "dev"} == {*project["optional-dependencies"]}
+    assert {*extras.split(","), "dev", "docs"} == {*project["optional-dependencies"]}
 
 
 def test_what_is_copied_exists_and_reaches_the_build() -> None:

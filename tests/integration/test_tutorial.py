@@ -96,7 +96,6 @@ class Reader:
             self.folder, site, certificate=self.folder, ports={}, behind={8000: int(self._ports["8000"])}
         )
         self._servers.enter_context(nginx)
-        self._servers.callback(nginx.stop)
         soon(lambda: _answers(f"http://127.0.0.1:{self._ports['8088']}/docs"), "nginx passes requests on")
 
     def _on_free_ports(self, text: str) -> str:

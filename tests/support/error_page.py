@@ -17,6 +17,7 @@ _AREAS: Final = {
     "5": "The broker's store",
     "6": "The command line",
 }
+_ABBREVIATIONS: Final = {"json": "JSON", "url": "URL", "http": "HTTP", "llm": "LLM", "dlq": "DLQ", "qstash": "QStash"}
 _HEAD: Final = """# Errors
 
 Every error of qtasks has a code, one for each situation: `error.code` in Python, and in logs, dead letters and what
@@ -31,8 +32,14 @@ def text() -> str:
     for digit, area in _AREAS.items():
         codes = [code for code in ErrorCode if code[2] == digit]
         parts.append(f"## {area}\n\n")
-        parts += [f"### {code}\n\n{code.title.capitalize()}. {code.cause}\n\n**Fix:** {code.fix}\n\n" for code in codes]
+        parts += [f"### {code}\n\n**{_title(code)}.** {code.cause}\n\n**Fix:** {code.fix}\n\n" for code in codes]
     return "".join(parts).rstrip("\n") + "\n"
+
+
+def _title(code: ErrorCode) -> str:
+    """The name of the situation as the beginning of a sentence, with abbreviations as they are written."""
+    words = [_ABBREVIATIONS.get(word, word) for word in code.title.split()]
+    return " ".join([words[0][0].upper() + words[0][1:], *words[1:]])
 
 
 if __name__ == "__main__":
