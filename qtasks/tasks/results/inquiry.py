@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from qtasks.clock import Clock
@@ -128,6 +129,15 @@ class Inquiries:
             self._ask(subject, record, answers)
         return self._current(answers, record)
 
+    def state_now(self, subject: Subject, record: ResultRecord | None) -> ServiceState | None:
+        """What the service says about a call now, asked also if no question is due; None as in `state`."""
+        if record is not None and record.status.is_final:
+            return None
+        answers = self._of(subject, at_once=True)
+        answers.asking.acquire()
+        self._ask(subject, record, answers, is_repeated=False)
+        return self._current(answers, record)
+
     def is_due(self, subject: Subject, record: ResultRecord | None, *, at_once: bool = False) -> bool:
         """True if `state` would ask now, and so may block."""
         if not self._is_overdue(record):
@@ -191,8 +201,13 @@ class Inquiries:
     def _current(answers: _Answers, record: ResultRecord | None) -> ServiceState | None:
         return answers.state if answers.record == record else None
 
-    def _ask(self, subject: Subject, record: ResultRecord | None, answers: _Answers) -> None:
-        """Ask and store the answer. The caller has taken `answers.asking`; it is released here."""
+    def _ask(
+        self, subject: Subject, record: ResultRecord | None, answers: _Answers, *, is_repeated: bool = True
+    ) -> None:
+        """Ask and store the answer. The caller has taken `answers.asking`; it is released here.
+
+        `is_repeated`: the next question comes by itself, after a pause that grows.
+        """
         try:
             service = self._service()
             message_id = record.message_id if record is not None else subject.message_id
@@ -209,9 +224,21 @@ class Inquiries:
             fields = {"action": "inquiry_failed", "call_id": subject.call_id}
             log.debug("%s %s could not be looked up: %s", subject.task, subject.call_id, error, extra=fields)
         finally:
-            answers.next_s = self._clock.monotonic() + answers.pause_s
-            answers.pause_s = min(answers.pause_s * 2, PAUSE_LAST_S)
+            if is_repeated:
+                answers.next_s = self._clock.monotonic() + answers.pause_s
+                answers.pause_s = min(answers.pause_s * 2, PAUSE_LAST_S)
             answers.asking.release()
+
+
+def reason_of_wait(state: ServiceState | None) -> str | None:
+    """Why a call waits; None if it has ended or runs, or nothing keeps it."""
+    if state is None or state.status not in (ResultStatus.QUEUED, ResultStatus.RETRYING):
+        return None
+    parts = [] if state.reason is None else [state.reason]
+    if state.next_attempt_ms is not None:
+        due = datetime.fromtimestamp(state.next_attempt_ms / 1000, UTC).isoformat(timespec="seconds")
+        parts.append(f"next attempt at {due}")
+    return "; ".join(parts) or None
 
 
 def _open_flow(results: ResultBackend, call_id: str) -> ResultRecord | None:

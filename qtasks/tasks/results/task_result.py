@@ -19,7 +19,7 @@ from qtasks.tasks.encode.pickling import Purpose
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus, pauses, read_record
 from qtasks.tasks.results.celery_result import CeleryResult
-from qtasks.tasks.results.inquiry import ENDED, Inquiries, ServiceState, Subject
+from qtasks.tasks.results.inquiry import ENDED, Inquiries, ServiceState, Subject, reason_of_wait
 from qtasks.tasks.results.unique import unlock
 from qtasks.tasks.results.wait_in_task import WaitInTask
 from qtasks.tasks.results.waiting import wake
@@ -196,13 +196,20 @@ class TaskResult(CeleryResult[R]):
 
     @property
     def waiting_for(self) -> str | None:
-        """Why the call has not ended, in words: what its last attempt met, and when the next one is due.
+        """Why the call does not run now: what its last attempt met, what it waits for, when the next one is due.
 
-        ``"UnknownTask: there is no task 'ad' here, ...; next attempt at 2030-01-01T12:00:00+00:00"``. None for a call
-        that has ended or runs, and if nothing is known.
+        ``"ConnectionError: no answer; next attempt at 2030-01-01T12:00:00+00:00"``. Every look asks the service. None
+        for a call that has ended, runs, or starts at once, and if the service does not answer.
+
+        `qtasks broker`, `qtasks dev` and an embedded broker name a delay, a retry, a queue, a key, and an application
+        that does not answer. The hosted service knows the call by its message, and names only attempts that failed and
+        when the next one is due.
         """
         record = self._own(self._backend().read(self.id))
-        return _reason(self._runtime.inquiries.state(self._subject, record, at_once=True))
+        reason = reason_of_wait(self._runtime.inquiries.state_now(self._subject, record))
+        if reason is None and record is not None and record.status is ResultStatus.RETRYING:
+            return record.error  # the service has not noted the end of the attempt yet, or does not answer
+        return reason
 
     async def awaiting_for(self) -> str | None:
         """As `waiting_for`, without blocking the event loop."""
@@ -414,7 +421,7 @@ class TaskResult(CeleryResult[R]):
         state = f"it is {_status(record)}"
         if record is not None and record.error is not None:
             state += f" after attempt {record.attempt}: {record.error}"
-        if (reason := _reason(self._runtime.inquiries.known(self._subject, record))) is not None:
+        if (reason := reason_of_wait(self._runtime.inquiries.known(self._subject, record))) is not None:
             state += f"; it waits: {reason}"
         return ResultTimeout(f"{self._title} has not finished within {timeout} s; {state}")
 
@@ -435,17 +442,6 @@ class TaskResult(CeleryResult[R]):
 
 def _status(record: ResultRecord | None) -> ResultStatus:
     return ResultStatus.QUEUED if record is None else record.status
-
-
-def _reason(state: ServiceState | None) -> str | None:
-    """Why a call waits; None if it has ended or runs, or nothing keeps it."""
-    if state is None or state.status not in (ResultStatus.QUEUED, ResultStatus.RETRYING):
-        return None
-    parts = [] if state.reason is None else [state.reason]
-    if state.next_attempt_ms is not None:
-        due = datetime.fromtimestamp(state.next_attempt_ms / 1000, UTC).isoformat(timespec="seconds")
-        parts.append(f"next attempt at {due}")
-    return "; ".join(parts) or None
 
 
 def _progress(record: ResultRecord | None) -> Progress | None:

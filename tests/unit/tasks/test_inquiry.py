@@ -230,6 +230,61 @@ def test_a_delay_and_a_queue_are_reasons(broker: SimulatedBroker, tasks: QTasks)
     assert "queue q" in (work.using(queue="q").delay().waiting_for or "")
 
 
+def test_a_call_says_why_it_waits_at_every_look(
+    broker: SimulatedBroker, tasks: QTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+
+    @tasks.task(retry_delay="30s")
+    def fail() -> None:
+        raise ConnectionError("no answer")
+
+    @tasks.task
+    def work() -> None: ...
+
+    handles = [
+        fail.delay(),
+        work.using(delay="30s").delay(),
+        *(work.using(key="mail", rate="1/1m").delay() for _ in range(2)),
+    ]
+    assert [handle.status for handle in handles] == ["queued"] * 4
+    broker.run()
+    expected = [
+        "ConnectionError: no answer; next attempt at 2030-05-01T00:01:00+00:00",
+        "next attempt at 2030-05-01T00:01:00+00:00",
+        None,
+        "it waits for flow-control key mail",
+    ]
+    for _ in range(2):
+        assert [handle.waiting_for for handle in handles] == expected
+    broker.advance(minutes=1, seconds=30)
+    broker.run()
+    assert [handle.waiting_for for handle in handles[1:]] == [None] * 3
+
+
+def test_a_look_says_what_a_queue_does_now(broker: SimulatedBroker, tasks: QTasks) -> None:
+    @tasks.task(queue="q")
+    def work() -> None: ...
+
+    first, second = work.delay(), work.delay()
+    assert second.waiting_for == "it waits for queue q"
+    assert first.cancel()
+    assert second.waiting_for is None
+
+
+def test_a_call_that_waits_for_its_retry_says_why_though_the_broker_does_not_answer(
+    broker: SimulatedBroker, tasks: QTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @tasks.task
+    def fail() -> None:
+        raise ConnectionError("no answer")
+
+    handle = fail.delay()
+    broker.run()
+    monkeypatch.setattr(broker, "handle", lambda _: Reply(403, (), b""))
+    assert handle.waiting_for == "ConnectionError: no answer"
+
+
 # --- ids
 
 

@@ -56,6 +56,20 @@ def test_a_result_whose_call_failed_says_when_the_next_attempt_is(qtasks: Enviro
     assert 'qtasks.advance("12s")' in str(refused.value)
 
 
+def test_a_call_says_in_a_test_why_it_waits(qtasks: Environment, tasks: QTasks, note: SyncTask[..., int]) -> None:
+    @tasks.task(retry_delay="30s")
+    def fail() -> None:
+        raise OSError("no")
+
+    failing, late = fail.delay(), note.using(delay="1h").delay(1)
+    qtasks.drain()
+    assert failing.status == "retrying"
+    assert (failing.waiting_for or "").startswith("OSError: no; next attempt at ")
+    assert (late.waiting_for or "").startswith("next attempt at ")
+    qtasks.advance("1h")
+    assert late.waiting_for is None
+
+
 def test_a_result_of_another_test_is_not_waited_for(note: SyncTask[..., int], tasks: QTasks) -> None:
     with Environment(tasks):
         note.delay(1)
