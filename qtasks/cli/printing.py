@@ -13,7 +13,7 @@ from typing import Any, Final
 import click
 
 _LEAST: Final = 8
-"""Characters that a column is cut to at least."""
+"""Characters that a column is cut to at least, without a number of its own."""
 _UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"))
 
 
@@ -24,6 +24,8 @@ class TableColumn:
     title: str
     is_flexible: bool = False
     is_number: bool = False
+    least: int = _LEAST
+    """Characters that it is cut to at least, if it is flexible."""
 
 
 def width() -> int:
@@ -38,7 +40,7 @@ def echo_table(columns: Sequence[TableColumn], rows: Sequence[Sequence[str]], be
     excess = sum(widths) + 2 * (len(widths) - 1) - width()
     for at, column in enumerate(columns):
         if column.is_flexible and excess > 0:
-            narrower = max(_LEAST, widths[at] - excess)
+            narrower = max(min(column.least, widths[at]), widths[at] - excess)
             excess -= widths[at] - narrower
             widths[at] = narrower
     click.echo(_line(columns, [column.title for column in columns], widths))

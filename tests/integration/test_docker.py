@@ -26,6 +26,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qtasks.cli.exit_codes import exit_code_of
+from qtasks.errors import ConfigurationError, StoreError
 from qtasks.protocol import development
 from tests.support.command_lines import unknown_parts
 from tests.support.process import PATIENCE_S, environment
@@ -403,6 +405,25 @@ def test_a_unit_starts_a_command_that_is_known_and_lets_it_drain(unit: Path) -> 
     assert status == 0, arguments
     assert int(settings["TimeoutStopSec"]) > float(arguments[arguments.index("--drain") + 1])
     assert settings["NoNewPrivileges"] == "yes"
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=[unit.stem for unit in UNITS])
+def test_a_unit_starts_again_after_a_failure_of_the_storage_and_not_after_a_wrong_setting(unit: Path) -> None:
+    settings = unit_settings(unit)
+    final = {int(status) for status in settings["RestartPreventExitStatus"].split()}
+    assert settings["Restart"] == "always"
+    assert exit_code_of(StoreError("a page cannot be read")) not in final
+    assert exit_code_of(ConfigurationError("a setting is missing")) in final
+
+
+def test_the_broker_of_a_unit_or_of_the_compose_file_gets_no_token_that_stays_valid_after_its_revocation() -> None:
+    [broker] = [unit for unit in UNITS if "broker" in unit.stem]
+    made = re.search(r"broker init .* > (\S+)", broker.read_text())
+    assert made is not None
+    assert unit_settings(broker)["EnvironmentFile"].removeprefix("-") != made[1]
+    compose = yaml.safe_load((ROOT / "docs" / "deploy" / "compose.yaml").read_text())
+    assert "env_file" not in compose["services"]["broker"]
+    assert "QSTASH_TOKEN" not in compose["services"]["broker"]["environment"]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")

@@ -179,7 +179,9 @@ def test_messages_are_cancelled_by_a_filter_after_a_look(run: Run, broker: Broke
     assert all(broker.states(message_id)[-1] == "CANCELED" for message_id in waiting)
     assert run("messages", "cancel", waiting[0], "--yes", "--json").json == {"cancelled": 0}
     assert run("messages", "cancel", other, "--yes", "--json").json == {"cancelled": 1}
-    assert other in run("audit", "message.cancel").out, "whole, also where the terminal is narrow"
+    audit = run("audit", "message.cancel").out
+    assert other in audit, "whole, also where the terminal is narrow"
+    assert "the configured token" in audit, "whole, too"
 
 
 def test_a_failed_message_is_retried_and_no_other(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:

@@ -183,6 +183,25 @@ def test_a_running_broker_knows_a_new_token_at_once_and_a_revoked_one_no_more(fo
         soon(lambda: broker.ask("GET", "/v2/logs").status == 401, "the token is worthless", STALE_S + 0.5)
 
 
+def test_a_revocation_says_that_a_broker_with_the_token_in_its_environment_still_accepts_it(folder: Path) -> None:
+    made = qtasks("broker", "init", "--db", "t.db", folder=folder).out
+    variables = dict(line.split("=", 1) for line in made.splitlines() if not line.startswith("#"))
+    other = qtasks("broker", "token", "create", "ci", "--db", "t.db", folder=folder).out.strip()
+    token = variables["QSTASH_TOKEN"]
+    with BrokerServer(folder, "--db", "t.db", token=token, secrets=False, QSTASH_TOKEN=token) as broker:
+        broker.started()
+        assert qtasks("broker", "token", "revoke", "ci", folder=folder, QTASKS_DB="t.db", QSTASH_TOKEN=token).err == ""
+        said = qtasks("broker", "token", "revoke", "first", folder=folder, QTASKS_DB="t.db", QSTASH_TOKEN=token)
+        assert (said.out, said.status) == ("revoked first\n", 0)
+        assert "a broker that was started with this variable still accepts it" in said.err
+        soon(
+            lambda: ask("GET", f"{broker.url}/v2/logs", token=other).status == 401,
+            "the other token is gone",
+            STALE_S + 0.5,
+        )
+        assert broker.ask("GET", "/v2/logs").status == 200
+
+
 def test_a_token_to_read_with_changes_nothing(folder: Path) -> None:
     qtasks("broker", "init", "--db", "t.db", folder=folder)
     reader = qtasks("broker", "token", "create", "eye", "--read-only", "--db", "t.db", folder=folder).out.strip()

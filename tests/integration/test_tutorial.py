@@ -57,6 +57,8 @@ class Reader:
             lines = self._on_free_ports((self.folder / ".env").read_text()).splitlines()
             lines = [each for each in lines if not each.startswith("#")] + line.partition("export ")[2].split()
             self.variables = dict(each.split("=", 1) for each in lines)
+        elif line.startswith("export "):
+            self.variables = dict(each.split("=", 1) for each in line.split()[1:])
         elif line.startswith("qtasks dev"):
             self._serve("dev", *line.split()[2:], "--port", self._ports["8080"], "--app-port", self._ports["8000"])
         elif line == "qtasks broker":

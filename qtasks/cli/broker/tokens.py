@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import apsw
@@ -21,7 +22,7 @@ from qtasks.cli.broker.database_file import (
     now_ms,
 )
 from qtasks.cli.changes import as_json_option
-from qtasks.cli.printing import echo_json
+from qtasks.cli.printing import echo_json, talk
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import development, signing
 from qtasks.protocol.messages import SigningKeys
@@ -65,7 +66,8 @@ def init(db: str) -> None:
     if path != DEFAULT_DB:
         click.echo("# The database, for the commands of `qtasks broker`.")
         click.echo(f"QTASKS_DB={path}")
-    click.echo("# Then, with these lines in the environment: `qtasks broker`, and `qtasks run`.")
+    click.echo("# `qtasks run` and callers need these lines. `qtasks broker` has token and keys in its database.")
+    click.echo("# Do not give it QSTASH_TOKEN: a broker with this variable accepts its token even after a revocation.")
 
 
 def _refuse_public(keys: SigningKeys | None, place: str, instead: str) -> None:
@@ -150,8 +152,13 @@ def _role(token: StoredToken) -> str:
 @db_option
 def revoke_token(name: str, db: str) -> None:
     """Revoke the token named NAME."""
+    configured = os.environ.get("QSTASH_TOKEN")
+    digest = accounts.token_digest(configured) if configured else None
+    is_configured = False
 
     def remove(connection: apsw.Connection) -> bool:
+        nonlocal is_configured
+        is_configured = any((token.name, token.digest) == (name, digest) for token in accounts.tokens(connection))
         account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
         is_known = accounts.remove_token(connection, account, name)
         if is_known:
@@ -161,3 +168,8 @@ def revoke_token(name: str, db: str) -> None:
     if not change_database(existing_database(db), remove):
         raise ConfigurationError(f"there is no token named {name!r}", fix="list them with `qtasks broker token list`")
     click.echo(f"revoked {name}")
+    if is_configured:
+        talk(
+            f"{name} is the token in QSTASH_TOKEN of this environment: a broker that was started with this variable"
+            " still accepts it; remove the variable there, and restart that broker"
+        )

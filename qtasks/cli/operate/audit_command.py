@@ -15,7 +15,7 @@ _COLUMNS: Final = (
     TableColumn("TIME"),
     TableColumn("WHAT"),
     TableColumn("COUNT", is_number=True),
-    TableColumn("WHO", is_flexible=True),
+    TableColumn("WHO", is_flexible=True, least=20),  # "the configured token" is whole
     TableColumn("FROM"),
     TableColumn("OF WHAT"),  # the last, and whole: an id is for the next command
 )
