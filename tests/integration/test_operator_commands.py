@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -162,6 +163,21 @@ def test_a_message_is_shown_with_its_log_and_without_its_secrets(
     assert json.loads(document.json["message"]["body"])["kwargs"] == {"api_token": "***"}
     assert "s3cret" not in document.out
     assert "s3cret" in run("messages", "show", message_id, "--reveal").out
+
+
+def test_a_message_that_waits_is_shown_with_a_sentence_and_the_time_that_it_waits_for(
+    run: Run, broker: BrokerServer, endpoint: Endpoint
+) -> None:
+    message_id = call(broker, endpoint, "welcome", Upstash_Delay="1h")
+    key = {"Upstash_Flow_Control_Key": "mail", "Upstash_Flow_Control_Value": "rate=1, period=1d"}
+    limited = [call(broker, endpoint, "welcome", **key) for _ in range(2)][1]
+    for each, text in (
+        (message_id, "It was published with a delay, which is not over. Until "),
+        (limited, "The key mail starts 1 in 86400 s, and has started them; this message is the next. Until "),
+    ):
+        shown = run("messages", "show", each).out
+        [waits] = [line for line in shown.splitlines() if line.startswith("  waits for")]
+        assert re.fullmatch(rf"  waits for     {text}2\d+-\d\d-\d\d [0-9:.]+", waits), shown
 
 
 def test_messages_are_cancelled_by_a_filter_after_a_look(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:

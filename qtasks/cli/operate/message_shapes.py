@@ -89,8 +89,18 @@ def row(message: MessageSummary) -> dict[str, Any]:
     return {_camel(name): value for name, value in facts.items()}
 
 
-def echo_message(message: dict[str, Any], now_ms: int, masking: MaskedMessages, *, reveal: bool) -> None:
-    """Print a message or a dead letter of the API (docs/protocol.md 2.5, 2.9)."""
+def echo_message(
+    message: dict[str, Any],
+    now_ms: int,
+    masking: MaskedMessages,
+    *,
+    reveal: bool,
+    waiting: dict[str, Any] | None = None,
+) -> None:
+    """Print a message or a dead letter of the API (docs/protocol.md 2.5, 2.9).
+
+    `waiting` is what the console says about why it waits, which is a whole sentence.
+    """
     body = message.get("body") or ""
     shown = body if reveal else masked_text(body)
     answer, error = (message.get(name) or "" for name in ("responseBody", "lastError"))
@@ -102,7 +112,7 @@ def echo_message(message: dict[str, Any], now_ms: int, masking: MaskedMessages, 
             ("created", f"{moment(message['createdAt'])} ({age(message['createdAt'], now_ms)} ago)"),
             ("due", moment(message["nextDeliveryTime"]) if message.get("nextDeliveryTime") else None),
             ("retries", _retries(message)),
-            ("waits for", message.get("waitsFor")),
+            ("waits for", message.get("waitsFor") if waiting is None else _waiting(waiting)),
             ("call", message.get("callId")),
             ("queue", message.get("queueName")),
             ("key", " ".join([message["flowControlKey"], *limits]) if message.get("flowControlKey") else None),
@@ -147,6 +157,11 @@ def _milliseconds(span_ms: int | None) -> str:
 
 def _bundle(size: int | None) -> str:
     return f"in a bundle with {counted(size - 1, 'other message')}" if size and size > 1 else ""
+
+
+def _waiting(waiting: dict[str, Any]) -> str:
+    until_ms = waiting["untilMs"]
+    return str(waiting["text"]) + ("" if until_ms is None else f" Until {moment(until_ms)}")
 
 
 def _retries(message: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO, Any
+from typing import IO
 
 import click
 
@@ -69,9 +69,10 @@ def show(message_id: str, reveal: bool, as_json: bool) -> None:
     with connected() as service:
         message = service.read(f"/v2/messages/{segment(message_id, 'ID')}")
         log = service.read("/v2/events", ("messageId", message["messageId"]))["events"]
-        attempts = _attempts(service, message["messageId"])
+        page = service.console_if_any(f"messages/{segment(message['messageId'], 'ID')}")
         call = read_call(service, message["messageId"])
         masking = MaskedMessages.of(service, [message, *log])
+    attempts = None if page is None else [attempt(each) for each in page["attempts"]]
     if not reveal:
         call = masking.call(message, call)
     if as_json:
@@ -81,7 +82,7 @@ def show(message_id: str, reveal: bool, as_json: bool) -> None:
         return
     state = message.get("state") or (log[0]["state"] if log else "")
     click.echo(f"{message['messageId']}  {state.lower()}".rstrip())
-    echo_message(message, now_ms(), masking, reveal=reveal)
+    echo_message(message, now_ms(), masking, reveal=reveal, waiting=None if page is None else page.get("waiting"))
     if call is not None:
         echo_call(call)
         if call["flow"] is not None:
@@ -163,12 +164,6 @@ def echo_published(message_ids: list[str], *, as_json: bool) -> None:
         return
     for message_id in message_ids:
         click.echo(message_id)
-
-
-def _attempts(service: ServiceConnection, message_id: str) -> list[dict[str, Any]] | None:
-    """The attempts of a message; None from a service without a console."""
-    shown = service.console_if_any(f"messages/{segment(message_id, 'ID')}")
-    return None if shown is None else [attempt(each) for each in shown["attempts"]]
 
 
 def _select(service: ServiceConnection, text: str, count: int | None) -> tuple[list[MessageSummary], bool]:
