@@ -147,6 +147,7 @@ def test_a_message_is_shown_with_its_log_and_without_its_secrets(
     assert shown.status == 0, shown.err
     assert shown.out.splitlines()[0] == f"{message_id}  failed"
     assert "  arguments     10, api_token='***'" in shown.out
+    assert "  retries       0 of 3 spent\n" in shown.out
     assert [line.split()[2] for line in shown.out.splitlines() if line.startswith("    2")] == broker.states(message_id)
     assert "s3cret" not in shown.out
     document = run("messages", "show", message_id, "--json")

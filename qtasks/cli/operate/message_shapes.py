@@ -165,8 +165,8 @@ def _waiting(waiting: dict[str, Any]) -> str:
 
 
 def _retries(message: dict[str, Any]) -> str:
-    most = f"at most {message['maxRetries']}"
-    return f"{message['retried']} so far, {most}" if "retried" in message else most
+    most = message["maxRetries"]
+    return f"{message['retried']} of {most} spent" if "retried" in message else f"at most {most}"
 
 
 def _tries(message: MessageSummary) -> str:

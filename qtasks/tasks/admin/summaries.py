@@ -45,7 +45,7 @@ class MessageSummary:
     due_ms: int | None = None
     finished_ms: int | None = None
     attempts: int = 0
-    """Attempts so far, the first one included."""
+    """Attempts so far, the first one included, without those that were interrupted and spent no retry."""
     max_retries: int | None = None
     error: str | None = None
     """The error of the last failed attempt."""

@@ -121,9 +121,12 @@ async def test_what_has_ended_waits_for_nothing(service: Service) -> None:
 async def test_the_attempts_of_a_message(service: Service) -> None:
     service.answer(REFUSED, Response(status=500, body=b"\xff no"), 200)
     message_id = await call(service, b"{}", "call_1", Retry_Delay="1000")
+    counted = []
     for _ in range(3):
         await service.run()
+        counted.append((await Console(service).see(message_page.show, message_id))["row"]["attempts"])
         service.clock.advance(2_000)
+    assert counted == [0, 1, 2], "what was interrupted is made again"
     shown = await Console(service).see(message_page.show, message_id)
     outcomes = [(attempt["number"], attempt["outcome"]) for attempt in shown["attempts"]]
     assert outcomes == [(1, "interrupted"), (1, "failed"), (2, "delivered")], "an interrupted attempt spends no number"

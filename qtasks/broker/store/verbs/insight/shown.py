@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 import apsw
 
+from qtasks.broker.core.interruptions import NOT_COUNTED, STOPPED
 from qtasks.broker.core.observed import error_texts, statuses
 from qtasks.broker.core.observed.shown_urls import without_secrets
 from qtasks.broker.core.observed.statuses import Status
@@ -21,7 +22,9 @@ READ_BYTES: Final = 4_096
 _MESSAGE: Final = (
     f"SELECT m.id, m.call_id, m.url, {IS_TASK}, m.stage, m.due_ms, m.claim_token, m.quiet, m.created_ms, m.finished_ms,"
     " m.max_retries, m.queue, m.flow_key, m.schedule_id,"
-    f" (SELECT count(*) FROM log l WHERE l.seq = m.seq AND l.state = '{State.ACTIVE}')"
+    f" (SELECT max(0, count(*) FILTER (WHERE l.state = '{State.ACTIVE}') - count(*) FILTER (WHERE"
+    f" l.state = '{State.ERROR}' AND (l.error LIKE '{NOT_COUNTED}%' OR l.error LIKE '{STOPPED}%')))"
+    " FROM log l WHERE l.seq = m.seq)"
     " FROM messages m WHERE m.seq = ? AND m.account = ?"
 )
 _LAST_ERROR: Final = (
@@ -46,7 +49,7 @@ class ShownMessage(NamedTuple):
     """When the next attempt is due; None if none follows."""
     finished_ms: int | None
     attempts: int
-    """Those that the log knows; interruptions of a down endpoint are logged once a minute."""
+    """Those that have begun and count: an interrupted one spends no retry, and is made again."""
     max_retries: int
     error: str | None
     """That of the last failed attempt."""
