@@ -11,7 +11,7 @@ from qtasks.errors import QTasksError
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.control import AttemptTimeout, NonRetryable, RetryAfter
 from qtasks.tasks.run.attempt import Attempt
-from qtasks.tasks.run.decision import Decision, DecisionKind
+from qtasks.tasks.run.decision import NEVER, Decision, DecisionKind
 from qtasks.tasks.run.thread_pool import Raised
 
 log = logging.getLogger("qtasks.dispatch")
@@ -40,10 +40,11 @@ def report(attempt: Attempt, decision: Decision, spent_s: float) -> None:
     is_final = decision.kind is DecisionKind.FAILED
     log.log(
         logging.ERROR if is_final else logging.INFO if decision.is_requested else logging.WARNING,
-        "%s failed on attempt %d of %d: %s",
+        "%s failed on attempt %d of %d%s: %s",
         context.task,
         context.attempt,
         context.retries + 1,
+        ", not retried, kept as a dead letter" if decision.response.status == NEVER else "",
         decision.note,
         exc_info=_traceback_of(attempt.error),
         extra=log_fields(context, "failed" if is_final else "retry"),

@@ -642,6 +642,15 @@ async def test_a_failure_is_logged_with_the_user_s_frames_only(
     assert "qtasks/tasks/run/" not in caplog.text
 
 
+async def test_a_failure_that_is_not_retried_is_logged_as_a_dead_letter(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    Raising.error = NonRetryable("no such order")
+    await harness.deliver("fail")
+    text = "fail failed on attempt 1 of 4, not retried, kept as a dead letter: NonRetryable: no such order"
+    assert caplog.messages == [text]
+
+
 async def test_a_wish_is_not_logged_as_an_error(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
     Raising.error = RetryAfter(1)
     with caplog.at_level(logging.INFO):
