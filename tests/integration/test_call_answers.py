@@ -359,12 +359,13 @@ def test_the_command_line_shows_the_result_and_the_flow(shop: Shop, run: Run) ->
     assert document["call"]["result"]["text"] == str(4 * 10**20)
 
 
-def test_the_command_line_says_why_a_result_is_not_known(shop: Shop, run: Run) -> None:
+def test_the_command_line_says_that_the_application_does_not_answer(shop: Shop, run: Run) -> None:
     lines = {"Authorization": "Bearer operator", "Upstash-Delay": "1h"}
     gone = {**lines, "Qtasks-End-Callback": "http://127.0.0.1:9/tasks/_end?task=add"}
     published = httpx.post(f"{shop.broker.url}/v2/publish/http://127.0.0.1:9/tasks/add", headers=gone)
     shown = run("messages", "show", published.json()["messageId"])
     assert shown.status == 0
-    assert "  result        not known: " in shown.out
+    assert "  application   says nothing about the call: connection refused" in shown.out
+    assert "  result  " not in shown.out, "an application that cannot be asked is not a result"
     plain = httpx.post(f"{shop.broker.url}/v2/publish/http://127.0.0.1:9/other", headers=lines)
     assert "result" not in run("messages", "show", plain.json()["messageId"]).out

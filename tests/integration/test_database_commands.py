@@ -42,6 +42,11 @@ def text(result: Result) -> str:
     return f"{result.output}{result.exception or ''}"
 
 
+def test_the_help_of_a_backup_names_the_command_that_restores_it(tmp_path: Path) -> None:
+    shown = command(tmp_path, "backup", "--help").output
+    assert "`qtasks broker restore TARGET`" in " ".join(shown.split())
+
+
 def test_check_and_backup_work_beside_a_running_broker_which_keeps_its_locks_and_goes_on(tmp_path: Path) -> None:
     with running(tmp_path) as broker:
         first = broker.publish("http://127.0.0.1:9/", b"one", **LATER)
@@ -142,6 +147,9 @@ def test_a_damaged_database_is_named_by_check_refused_by_backup_and_saved_by_rep
     checked = command(tmp_path, "check")
     assert checked.exit_code == 1
     assert "damaged: " in checked.output
+    assert f"`qtasks broker repair --db {path}` saves what can be read" in checked.output
+    assert f"`qtasks broker restore BACKUP --db {path}`" in checked.output
+    assert "broker check" not in checked.output, "it does not advise what it has just done"
     assert "its copy is of no use" in text(command(tmp_path, "backup", str(tmp_path / "copy.db")))
     assert not list(tmp_path.glob("copy.db*"))
     assert command(tmp_path, "repair").exception is None

@@ -46,9 +46,12 @@ def sentence_of_damage(path: str, what: str) -> str:
 
 def advice(path: str) -> str:
     """What to do about the damaged database at `path`."""
-    return (
-        f"`qtasks broker check --db {path}` names the damage, `qtasks broker repair --db {path}` saves what can be read"
-    )
+    return f"`qtasks broker check --db {path}` names the damage, {advice_to_repair(path)}"
+
+
+def advice_to_repair(path: str) -> str:
+    """What to do about the damaged database at `path` once its damage is named."""
+    return f"`qtasks broker repair --db {path}` saves what can be read"
 
 
 def damaged(path: str, what: str) -> StoreError:

@@ -31,7 +31,7 @@ def backup(target: str, as_json: bool, db: str) -> None:
     """Copy the database to the new file TARGET. A broker may use it and goes on.
 
     The copy is as the database was at one moment, it is checked, and only you can read it. To restore it, stop the
-    broker and copy it back: what was delivered since is then delivered again.
+    broker and run `qtasks broker restore TARGET`: what was delivered since the backup is then delivered again.
     """
     path = existing_database(db)
     refuse_lost_commits(path)

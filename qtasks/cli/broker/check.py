@@ -49,7 +49,10 @@ def check(as_json: bool, db: str) -> None:
     foreign_database.refuse(path, for_repair=True)
     findings, unchecked = _log_findings(path)
     contents: DatabaseContents | None = None
-    advice = f"{path} is damaged. {storage_errors.advice(path)}"
+    advice = (
+        f"{path} is damaged: {storage_errors.advice_to_repair(path)};"
+        f" `qtasks broker restore BACKUP --db {path}` puts a backup in its place"
+    )
     if not (findings := findings or page_findings(path)):
         advice = "A running broker sets these messages aside, as dead letters; all others go on."
         with read_only(path) as connection:

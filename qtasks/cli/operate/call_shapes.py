@@ -38,8 +38,10 @@ def echo_call(view: CallView) -> None:
     """Print the result, or how far the call is, or why that is not known."""
     call = view["call"]
     if call is None:
-        reason = view["error"] or "nothing is recorded of the call"
-        echo_facts([("result", f"not known: {reason}")])
+        if view["error"] is None:
+            echo_facts([("result", "not known: nothing is recorded of the call")])
+        else:
+            echo_facts([("application", f"says nothing about the call: {view['error']}")])
         return
     progress = None if call["state"] in _ENDED else call["progress"]
     echo_facts(
