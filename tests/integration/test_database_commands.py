@@ -23,6 +23,7 @@ from tests.support.process import qtasks
 from tests.support.servers import SECRETS, BrokerServer
 
 LATER = {"Upstash_Delay": "1h"}
+NOBODY = 65534
 
 
 @contextlib.contextmanager
@@ -118,6 +119,16 @@ def test_a_backup_is_noted_beside_the_database_whose_note_no_backup_replaces(tmp
     assert noted is not None
     assert (noted.target, noted.bytes) == (str(tmp_path / "copy.db"), (tmp_path / "copy.db").stat().st_size)
     assert stat.S_IMODE(note.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files to others")
+def test_the_note_of_a_backup_by_root_can_be_read_by_the_user_of_the_broker(tmp_path: Path) -> None:
+    path = killed(tmp_path / "qtasks.db", commits=3)
+    os.chown(path, NOBODY, NOBODY)
+    assert command(tmp_path, "backup", str(tmp_path / "copy.db")).exception is None
+    note = backup_note.note_path(str(path)).stat()
+    assert (note.st_uid, note.st_gid, stat.S_IMODE(note.st_mode)) == (NOBODY, NOBODY, 0o600)
+    assert (tmp_path / "copy.db").stat().st_uid == 0, "the copy belongs to the user who has made it"
 
 
 def test_a_backup_succeeds_where_it_cannot_be_noted(tmp_path: Path) -> None:

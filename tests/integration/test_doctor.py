@@ -36,7 +36,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BrokerServe
     (folder / "tasks.py").write_text(TASKS)
     with BrokerServer(folder) as broker:
         broker.started()
-        with Dispatcher(folder, broker=broker) as dispatcher:
+        with Dispatcher(folder, "--log-level", "info", broker=broker) as dispatcher:
             yield broker, dispatcher.started()
 
 
@@ -67,6 +67,8 @@ def test_a_sound_installation_has_no_failure_and_a_probe_says_how_long_each_hop_
     assert checks["probe"]["text"].startswith("accepted in ")
     assert "nightly on" in checks["clock changes"]["text"]
     assert checks["served tasks"]["text"] == "the running application has 2 tasks of this code"
+    assert "INFO" in dispatcher.wait_for("`qtasks doctor`")
+    assert "signature rejected" not in dispatcher.output
 
 
 def test_what_is_wrong_is_said_with_its_cause_and_what_to_do(

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from qtasks.clock import Clock
 from qtasks.counted_log import CountedLog
@@ -32,6 +32,7 @@ log = logging.getLogger("qtasks.dispatch")
 
 HAND_BACK_S = 1.5
 """How long the responses of runs that are handed back may take: each writes to the result backend."""
+_CHECK: Final = "refused an empty request without a signature, as `qtasks doctor` sends one to see that it is refused"
 
 
 class CallbackHandler(Protocol):
@@ -238,6 +239,10 @@ class Dispatcher:
 
     def _untrusted(self, delivery: Delivery, error: QTasksError) -> DispatchResponse:
         fields = {"action": "refused", "task": delivery.task}
+        if delivery.task == dispatcher_questions.NAMES and not delivery.signature and not delivery.body:
+            # Refused like every other one. No broker asks without a signature, and no task is meant.
+            self._log.write(logging.INFO, "requests of that kind", _CHECK, extra=fields)
+            return DispatchResponse.refusal(401, "invalid signature")
         self._log.warning(f"requests refused with {error.code}", "%s %s", error.code, error, extra=fields)
         return DispatchResponse.refusal(401, "invalid signature")
 

@@ -442,6 +442,27 @@ async def test_what_cannot_be_verified_runs_nothing_and_learns_nothing(
         assert secret not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("task", "changes", "level"),
+    [
+        ("_tasks", {"body": b"", "signature": ""}, "INFO"),
+        ("_tasks", {"body": b"", "signature": "a.b.c"}, "WARNING"),
+        ("_tasks", {"body": b"{}", "signature": ""}, "WARNING"),
+        ("add", {"body": b"", "signature": ""}, "WARNING"),
+    ],
+)
+async def test_only_the_unsigned_question_of_doctor_is_refused_without_a_warning(
+    harness: Harness, caplog: pytest.LogCaptureFixture, task: str, changes: dict[str, Any], level: str
+) -> None:
+    caplog.set_level("INFO")
+    for _ in range(2):
+        answer = await harness.deliver(task, **changes)
+        assert answer == DispatchResponse(401, b'{"error":"invalid signature"}')
+    (entry,) = caplog.records
+    assert entry.levelname == level
+    assert ("`qtasks doctor`" in entry.getMessage()) == (level == "INFO")
+
+
 async def test_strangers_do_not_learn_which_tasks_there_are(harness: Harness) -> None:
     assert (await harness.deliver("nothing", signature="a.b.c")).status == 401
 

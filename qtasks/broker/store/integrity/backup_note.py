@@ -29,11 +29,17 @@ def note_path(path: str) -> Path:
 
 
 def write(path: str, note: BackupNote) -> None:
-    """Write the note of a backup that has its name already. Raises OSError."""
+    """Write the note of a backup that has its name already. Raises OSError.
+
+    It belongs to the owner of the database, who runs the broker: a backup may be made by root.
+    """
     partial = Path(f"{note_path(path)}.partial")
     partial.unlink(missing_ok=True)
     with open(partial, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(orjson.dumps(note._replace(target=_encodable(note.target))._asdict()).decode())
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            database = Path(path).stat()
+            os.fchown(file.fileno(), database.st_uid, database.st_gid)
     partial.replace(note_path(path))
 
 
