@@ -61,7 +61,7 @@ def test_a_sound_installation_has_no_failure_and_a_probe_says_how_long_each_hop_
     checks = {finding["check"]: finding for finding in document["checks"]}
     failures = [finding for finding in document["checks"] if finding["level"] == "fail"]
     assert (done.status, failures, document["ok"]) == (0, [], True)
-    assert set(checks) >= {*CHECKS} - {"secrets in .env", "secret key", "development file"}
+    assert set(checks) >= {*CHECKS} - {"secrets in .env", "readers of .env", "secret key", "development file"}
     assert all(set(finding) == {"check", "level", "text", "cause", "fix"} for finding in document["checks"])
     assert {finding["level"] for finding in document["checks"]} <= LEVELS
     assert checks["probe"]["text"].startswith("accepted in ")
@@ -147,13 +147,17 @@ def test_what_can_be_made_good_safely_is_made_good(tmp_path: Path, monkeypatch: 
     assert qtasks("broker", "init", "--db", "qtasks.db", folder=tmp_path).status == 0
     (tmp_path / "qtasks.db").chmod(0o644)
     (tmp_path / ".env").write_text("QSTASH_TOKEN=eyJsaXZl\n")
+    (tmp_path / ".env").chmod(0o644)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     checks = examined(tmp_path, monkeypatch)
     assert checks["permissions"]["level"] == checks["secrets in .env"]["level"] == "fail"
     assert "QSTASH_TOKEN" in checks["secrets in .env"]["text"]
+    assert checks["readers of .env"]["text"] == ".env can be read by others (mode 644)"
     assert "eyJsaXZl" not in json.dumps(checks)
     checks = examined(tmp_path, monkeypatch, "--fix")
     assert checks["permissions"]["level"] == checks["secrets in .env"]["level"] == "ok"
+    assert checks["readers of .env"]["level"] == "ok"
+    assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
     assert (tmp_path / "qtasks.db").stat().st_mode & 0o077 == 0
     assert ".env" in (tmp_path / ".gitignore").read_text().splitlines()
 

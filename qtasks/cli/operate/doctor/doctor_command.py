@@ -37,6 +37,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "time zones": machine_checks.time_zones,
         "variables": machine_checks.variables,
         "secrets in .env": machine_checks.secrets_in_files,
+        "readers of .env": machine_checks.readers_of_secrets,
         "application": application_checks.application,
         "tasks": application_checks.tasks,
         "schedules": application_checks.schedules,

@@ -44,9 +44,11 @@ def ok(text: str) -> CheckResult:
     return CheckResult(Level.OK, text)
 
 
-def note(text: str, *, cause: str | None = None, fix: str | None = None) -> CheckResult:
+def note(
+    text: str, *, cause: str | None = None, fix: str | None = None, repair: Callable[[], str] | None = None
+) -> CheckResult:
     """Nothing is wrong, but see."""
-    return CheckResult(Level.NOTE, text, cause, fix)
+    return CheckResult(Level.NOTE, text, cause, fix, repair)
 
 
 def fail(text: str, *, cause: str, fix: str, repair: Callable[[], str] | None = None) -> CheckResult:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from importlib import metadata
@@ -149,11 +151,7 @@ def secrets_in_files(patient: Patient) -> CheckResult | None:
     file = patient.folder / ".env"
     if not file.is_file() or shutil.which("git") is None:
         return None
-    live = [
-        name
-        for name, value in _SECRET_LINE.findall(file.read_text(errors="replace"))
-        if not development.is_public(value)
-    ]
+    live = _live_secrets(file)
     if not live or _git(patient.folder, "rev-parse", "--git-dir") != 0:
         return ok(".env has no live secrets, or is in no repository")
     if _git(patient.folder, "check-ignore", "-q", ".env") == 0:
@@ -164,6 +162,36 @@ def secrets_in_files(patient: Patient) -> CheckResult | None:
         fix="add .env to .gitignore (`qtasks doctor --fix` does); rotate what was committed already",
         repair=lambda: _ignore(patient.folder),
     )
+
+
+def readers_of_secrets(patient: Patient) -> CheckResult | None:
+    """Only its owner can read a `.env` with live secrets."""
+    file = patient.folder / ".env"
+    if os.name == "nt" or not file.is_file() or not (live := _live_secrets(file)):
+        return None
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & 0o077:
+        return note(
+            f".env can be read by others (mode {mode:o})",
+            cause=f"it has {', '.join(live)}",
+            fix="chmod 600 .env (`qtasks doctor --fix` does)",
+            repair=lambda: _close(file),
+        )
+    return ok(f"mode {mode:o}")
+
+
+def _live_secrets(file: Path) -> list[str]:
+    """The names of the secrets in a file of variables that are not the public ones of development."""
+    return [
+        name
+        for name, value in _SECRET_LINE.findall(file.read_text(errors="replace"))
+        if not development.is_public(value)
+    ]
+
+
+def _close(file: Path) -> str:
+    file.chmod(0o600)
+    return "only the owner can read .env now"
 
 
 def _git(folder: Path, *arguments: str) -> int:
