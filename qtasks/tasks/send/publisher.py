@@ -209,13 +209,16 @@ class Publisher:
         fix = error.fix
         if fix in (None, usual_fix(self._url)):
             is_near = is_loopback_url(self._url)
-            fix = "start it with `qtasks dev`" if is_near else "see whether it runs and can be reached from here"
+            fix = _START_IT if is_near else "see whether it runs and can be reached from here"
         return BrokerUnreachable(
             f"{what} {missed}: {error.message}",
             details={"tried": f"{self._url} (from {self._origin})", **error.details},
             sent=error.sent,
             fix=fix,
         )
+
+
+_START_IT = "start it: `qtasks dev` while you develop, `qtasks broker` for a broker of your own"
 
 
 def _rest_of(messages: Sequence[Outgoing], sent: int) -> str:

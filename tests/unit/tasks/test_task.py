@@ -350,7 +350,7 @@ def test_a_dead_broker_fails_within_two_seconds_and_says_what_to_start(closed_po
     assert lines[0].startswith("work was not queued: ")
     assert lines[1:] == [
         f"  tried       http://127.0.0.1:{closed_port} (from argument)",
-        "  fix         start it with `qtasks dev`",
+        "  fix         start it: `qtasks dev` while you develop, `qtasks broker` for a broker of your own",
     ]
     frames = traceback.extract_tb(caught.value.__traceback__)
     assert [frame.name for frame in frames[1:]] == ["delay", "send_message", "send"], (
