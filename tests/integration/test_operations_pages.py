@@ -75,12 +75,16 @@ class Operator:
 
     @contextlib.contextmanager
     def starts(self, line: str) -> Iterator[Process]:
-        """Run a server of the pages, at a port that is free; it must serve, and end well."""
+        """Run a server of the pages, at a port that is free; it must serve, and end well.
+
+        Only the application gets the variables of `init`: the broker has what it needs in its database.
+        """
         self.typed.add(line)
         _, kind, *rest = words(line)
         if "--port" in rest:
             del rest[rest.index("--port") : rest.index("--port") + 2]
-        with Process(self.folder, kind, *rest, "--port", str(self.ports[kind]), **self.variables) as process:
+        variables = {} if kind == "broker" else self.variables
+        with Process(self.folder, kind, *rest, "--port", str(self.ports[kind]), **variables) as process:
             process.wait_for("is running at" if kind == "broker" else "qtasks run main")
             yield process
             assert process.stop(signal.SIGTERM) == 0, process.output

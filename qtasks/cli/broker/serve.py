@@ -147,8 +147,8 @@ def command(
 ) -> None:
     """Run the broker, or manage its tokens and its database.
 
-    Its credentials are those in QSTASH_TOKEN, QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY, or those that
-    `qtasks broker init` has created.
+    It has the tokens and the signing keys that `qtasks broker init` has created. It also accepts the token in
+    QSTASH_TOKEN; QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY are the keys of a new database.
     """
     if context.invoked_subcommand is not None:
         context.obj = db
