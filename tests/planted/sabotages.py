@@ -778,9 +778,9 @@ SABOTAGES: Final = (
     ),
     Sabotage(
         "a token without payloads reads them through the API of the page",
-        f"{_CONSOLE}/console.py",
-        "if visitor.viewer.role is Role.METADATA:",
-        "if False:",
+        f"{_CONSOLE}/access.py",
+        "SCOPES[self.viewer.role], actor",
+        "SCOPES[Role.VIEWER], actor",
         "tests/integration/test_console_access.py",
     ),
     Sabotage(
