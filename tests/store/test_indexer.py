@@ -101,18 +101,6 @@ async def test_the_loop_counts_what_is_written_and_sleeps_while_nothing_is(runni
     assert asleep < len(running.slices) <= asleep + 4
 
 
-async def test_calls_that_come_one_by_one_are_counted_once_a_second(running: Running) -> None:
-    await running.accept(1)
-    await running.until_counted(1)
-    counted_before = len(running.slices)
-    for _ in range(60):
-        await running.accept(1)
-        running.clock.advance(50)
-        await running.store.read(counted)
-    assert 2 <= len(running.slices) - counted_before <= 4  # in three seconds
-    await running.until_counted(61)
-
-
 async def test_slices_become_smaller_while_they_take_long(running: Running) -> None:
     await running.accept(100)
     running.clock.step_s = indexer.SLICE_S * 2
